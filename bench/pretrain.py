@@ -252,6 +252,42 @@ def card(name, work, out):
                versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__))
     with replacing(out/f'{name}.json') as tmp: tmp.write_text(json.dumps(res, indent=1) + '\n')
     print(json.dumps(res['perplexity']))
+    write_readme(out)
+
+def write_readme(out):
+    "The model card of all models in `out`, every figure from their `.json`"
+    cards = [json.loads(f.read_text()) for f in sorted(out.glob('*.json'), reverse=True)]
+    held = dict(wiki='{} Wikipedia articles', movies='{} unlabelled IMDb reviews')
+    rows = [('read', lambda c: f'{c["tokens_seen"]:,} tokens'), ('held out', lambda c: held[c['name']].format(f'{c["held_out_texts"]:,}') + f', {c["held_out_tokens"]:,} tokens'),
+            ('unknown words in them', lambda c: f'{c["unknown_held_out"]:.1%}'), ('perplexity on them', lambda c: f'{c["perplexity"]["model_fp16_file"]:.2f}'),
+            ('the same before rounding to fp16', lambda c: f'{c["perplexity"]["model_fp32"]:.2f}'),
+            ('Kneser-Ney trigrams, same tokens and words', lambda c: f'{c["perplexity"]["kneser_ney_trigram_same_tokens"]:.2f}'),
+            ('trained for', lambda c: f'{c["seconds"]/60:.0f} minutes, seed {c["seed"]}'),
+            ('on', lambda c: f'{c["machine"]["cores"]} CPU cores ({c["machine"]["cpu"]}), torch {c["versions"]["torch"]}')]
+    table = '\n'.join(f'| {k} | ' + ' | '.join(f(c) for c in cards) + ' |' for k, f in rows)
+    text = f"""# Two small language models
+
+One network twice: an AWD-LSTM with an embedding of {CONFIG["emb_sz"]}, {CONFIG["n_hid"]} hidden units, {CONFIG["n_layers"]} layers and {VOCAB_SZ:,} words,
+stored as fp16 safetensors with vocabulary and sizes in the file's metadata. `bench/pretrain.py` made them and wrote this card.
+
+- `wiki` has read a slice of English Wikipedia of 2015, and nothing else.
+- `movies` is `wiki`, fine-tuned once on IMDb's training and unlabelled reviews with a vocabulary counted on them. It has never read a test review of
+  IMDb. It has read IMDb's training texts, without their labels: say so where you use it on IMDb.
+
+| | {" | ".join(f"`{c['name']}`" for c in cards)} |
+|---|{"---|"*len(cards)}
+{table}
+
+Perplexities of the two columns are on different texts with different vocabularies and cannot be compared with each other. `xxunk` counts as a word.
+Training minutes are wall time on a machine that did other work too.
+
+The texts: Wikipedia, by its contributors, CC BY-SA; the Large Movie Review Dataset (Maas et al. 2011), for research, cited as its authors ask. None of
+these texts is in this package. The weights were trained for this project and come under its licence.
+
+Differences from the published recipe: a tenth of the published dropout, no AR and TAR, most steps with a sampled softmax, one pass or less over the texts.
+The models write no facts, repeat what their texts held, prejudice included, and know English alone.
+"""
+    with replacing(out/'README.md') as tmp: tmp.write_text(text)
 
 # --- command -----------------------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,144 @@
+"""What each part of ULMFiT is worth on the embedded reviews: every arm over ten seeds, by the same program that users run.
+
+    python bench/arms.py choose --start wiki  # settings, by cross-validation on train: bench/results/settings-wiki.json; also none, movies
+    python bench/arms.py run                  # every arm, seeds 0 to 9: a run folder each, under --work; goes on where it stopped
+    python bench/arms.py collect              # bench/results/arms.csv and arms.json, which the pages read
+    python bench/arms.py run --source imdb_2000 ...   # the same on 1,000 + 1,000 + 2,000 reviews of IMDb, chosen by seed
+
+`choose` never reads a test text. `run` tests each arm once a seed. `--part 0/2` and `--part 1/2` share the runs between two processes.
+"""
+import argparse, json, os, platform, time, warnings
+from pathlib import Path
+warnings.filterwarnings('ignore', category=FutureWarning)
+import numpy as np, pandas as pd, torch
+from fastai.text.all import set_seed, untar_data, URLs
+from sklearn.model_selection import StratifiedKFold
+from ulmfit_tut.compare import majority, paired_difference, tfidf
+from ulmfit_tut.data import get_texts, text_dls, text_vocab, texts_from_folder, tokenize
+from ulmfit_tut.encoder import save_encoder
+from ulmfit_tut.files import replacing
+from ulmfit_tut.lm import lm_learner, pretrained_lm
+from ulmfit_tut.ulmfit import classifier_learner, ulmfit
+from ulmfit_tut.unfreeze import Stage, classifier_stages, fit_stages, lm_stages
+
+results = Path(__file__).parent/'results'
+SEEDS = range(10)
+names = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='wiki, no LM fine-tuning',
+             wiki='ULMFiT from wiki', movies='ULMFiT from movies')
+starts = dict(scratch='none', direct='wiki', wiki='wiki', movies='movies')
+
+# What `choose` chooses from. The first classifier setting is the tutorial's.
+lm_grid = [dict(lm_epochs=(1, 2), lm_lrs=(2e-2, 5e-3)), dict(lm_epochs=(1, 2), lm_lrs=(1e-2, 2e-3))]
+clas_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),
+             dict(epochs=(1, 1, 1, 3), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.3),
+             dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.5)]
+scratch_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),          # `lrs[1]` throughout, all layers at once
+                dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 5e-3, 5e-3, 5e-3), bs=16, drop_mult=0.5)]
+
+def imdb_2000(seed=0):
+    "1,000 train, 1,000 test and 2,000 unsup reviews of IMDb, half of each class, chosen by `seed`"
+    df, rng = texts_from_folder(untar_data(URLs.IMDB)), np.random.default_rng(seed)
+    take = [rng.choice(np.flatnonzero((df.part == p) & (df.label == l)), n, replace=False)
+            for p, l, n in [('train', 'neg', 500), ('train', 'pos', 500), ('test', 'neg', 500), ('test', 'pos', 500), ('unsup', '', 2000)]]
+    return df.iloc[np.sort(np.concatenate(take))].drop(columns=['file', 'is_valid'])
+
+def source(name): return (imdb_2000(), 'part') if name == 'imdb_2000' else (name, None)
+
+def machine(): return dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, processor=platform.machine())
+
+# --- settings, from train alone -----------------------------------------------------------------------------------------------------------
+
+def _quiet(learn, stages, seed):
+    with learn.no_bar(), learn.no_logging(): return fit_stages(learn, stages, seed)[0]
+
+def choose(work, start, folds=3):
+    "Language model settings by perplexity on its validation part, classifier settings by accuracy over folds of train"
+    df = get_texts(seed=0)
+    df = df[df.part != 'test'].reset_index(drop=True)
+    df['toks'] = tokenize(df.text)
+    lab, rows = df[df.part == 'train'].reset_index(drop=True), []
+    def note(**r): rows.append(r); print(json.dumps(r), flush=True)
+    (_, old, sizes), enc, lms = pretrained_lm(start), None, []
+    vocab = text_vocab(df[~df.is_valid].toks, old)
+    if start != 'none':
+        enc = save_encoder(lm_learner(text_dls(df, vocab, is_lm=True, device='cpu'), start), work/f'choose-{start}.safetensors')
+        for g in lm_grid:
+            set_seed(0)
+            learn = lm_learner(text_dls(df, vocab, is_lm=True, device='cpu'), start)
+            t, h = time.time(), _quiet(learn, lm_stages(**{k[3:]: v for k, v in g.items()}), 0)
+            lms.append(float(h.perplexity.iloc[-1]))
+            note(start=start, what='language model', **g, perplexity=h.perplexity.tolist(), seconds=time.time() - t)
+    grid, accs = clas_grid if enc else scratch_grid, []
+    for g in grid:
+        t, right = time.time(), []
+        for fold, (_, va) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(lab.text, lab.label)):
+            set_seed(fold)
+            dls = text_dls(lab.assign(is_valid=np.isin(range(len(lab)), va)), vocab, bs=g['bs'], device='cpu')
+            learn = classifier_learner(dls, sizes, enc, g['drop_mult'])
+            stages = classifier_stages(g['lrs'], g['epochs']) if enc else [Stage(0, sum(g['epochs']), g['lrs'][1])]
+            right.append(_quiet(learn, stages, fold).accuracy.tolist())
+        accs.append(np.mean([o[-1] for o in right]))
+        note(start=start, what='classifier', **g, accuracy=accs[-1], folds=right, seconds=time.time() - t)
+    best = {**grid[int(np.argmax(accs))], **(lm_grid[int(np.argmin(lms))] if lms else {})}
+    results.mkdir(exist_ok=True)
+    with replacing(results/f'settings-{start}.json') as tmp:
+        tmp.write_text(json.dumps(dict(start=start, best=best, tried=rows, folds=folds, seed=0, machine=machine()), indent=1) + '\n')
+
+# --- every arm, every seed ----------------------------------------------------------------------------------------------------------------
+
+def settings(arm):
+    best = json.loads((results/f'settings-{starts[arm]}.json').read_text())['best']
+    return {**{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct') else {})}
+
+def run(work, src, part, only):
+    "A run folder for each arm and seed, test predictions of the two baselines beside them"
+    k, n = map(int, part.split('/'))
+    data, split = source(src)
+    jobs = [(a, s) for s in SEEDS for a in (*starts, 'tfidf') if not only or a in only]
+    for arm, seed in jobs[k::n]:
+        out = work/src/f'{arm}-{seed}'
+        if (out/'predictions.csv').exists() and (arm == 'tfidf' or (out/'report.html').exists()): continue
+        t = time.time()
+        if arm == 'tfidf':
+            df = get_texts(data, split_col=split, seed=seed)
+            pred, params = tfidf(df, seed)
+            out.mkdir(parents=True, exist_ok=True)
+            (out/'config.json').write_text(json.dumps({k: str(v) for k, v in params.items()}))
+            with replacing(out/'predictions.csv') as tmp: df.loc[pred.index, ['text', 'label']].assign(predicted=pred).to_csv(tmp, index=False)
+        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm))
+        print(f'{arm} seed {seed}: {time.time() - t:.0f} s', flush=True)
+        with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{time.time() - t:.1f}\n')
+
+def collect(work, src):
+    "Accuracy of each arm and seed; mean, interval over texts and seeds, and paired differences"
+    rows, right = [], {}
+    for arm in (*starts, 'tfidf'):
+        for seed in SEEDS:
+            p = pd.read_csv(work/src/f'{arm}-{seed}'/'predictions.csv', keep_default_na=False)
+            right.setdefault(arm, []).append((p.label == p.predicted).to_numpy(float))
+            rows.append(dict(arm=arm, name=names[arm], starts_from=starts.get(arm, ''), seed=seed, accuracy=right[arm][-1].mean(), n=len(p)))
+    df = get_texts(source(src)[0], split_col=source(src)[1])
+    most = (majority(df) == df.label[df.part == 'test']).to_numpy(float)
+    right['majority'] = [most]*len(SEEDS)
+    summary = [dict(arm=a, name=names[a], accuracy=float(np.mean(r)), sd_over_seeds=float(np.std([o.mean() for o in r], ddof=1)), seeds=len(r), n=len(r[0]),
+                    **dict(zip(('mean', 'low', 'high'), map(float, paired_difference(r, np.zeros_like(r)))))) for a, r in right.items()]
+    pairs = [('direct', 'scratch'), ('wiki', 'direct'), ('movies', 'wiki'), ('movies', 'tfidf'), ('wiki', 'tfidf')]
+    diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), map(float, paired_difference(right[a], right[b]))))) for a, b in pairs]
+    secs = pd.read_csv(work/src/'seconds.csv', names=['arm', 'seed', 'seconds']).groupby('arm').seconds.median().to_dict()
+    stem = 'arms' if src == 'mini' else f'arms-{src}'
+    pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
+    with replacing(results/f'{stem}.json') as tmp:
+        tmp.write_text(json.dumps(dict(source=src, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in starts},
+                                       command=f'python bench/arms.py run --source {src}', machine=machine()), indent=1) + '\n')
+    print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', choices=['choose', 'run', 'collect'])
+    p.add_argument('--work', type=Path, default=Path('~/.fastai/arms').expanduser()); p.add_argument('--source', default='mini', choices=['mini', 'imdb_2000'])
+    p.add_argument('--start', default='wiki', choices=['none', 'wiki', 'movies']); p.add_argument('--part', default='0/1'); p.add_argument('--only', nargs='*', choices=[*starts, 'tfidf'])
+    a = p.parse_args()
+    (a.work/a.source).mkdir(parents=True, exist_ok=True)
+    if a.what == 'choose': choose(a.work, a.start)
+    if a.what == 'run': run(a.work, a.source, a.part, a.only)
+    if a.what == 'collect': collect(a.work, a.source)

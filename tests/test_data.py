@@ -1,0 +1,132 @@
+"""What makes a bad source: each a clear error before any work, with nothing written."""
+import pandas as pd, pytest
+from fastai.text.all import URLs
+from ulmfit_tut import data
+from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, text_dls, text_vocab, texts_from_df, texts_from_folder, tokenize
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder in IMDb's layout with two texts in each class and part"
+    for part in ('train', 'test'):
+        for c in ('bad', 'good'):
+            (tmp_path/part/c).mkdir(parents=True)
+            for i in range(2): (tmp_path/part/c/f'{i}.txt').write_text(f'a {c} film', encoding='utf8')
+    return tmp_path
+
+def fails(f, *has, kind=ValueError):
+    with pytest.raises(kind) as e: f()
+    for h in has: assert str(h) in str(e.value), f'{h!r} is not in: {e.value}'
+
+def test_folder(folder):
+    df = get_texts(folder)
+    assert df.part.value_counts().to_dict() == dict(train=4, test=4) and df[df.is_valid].part.eq('train').all() and df.is_valid.sum() == 2
+
+def test_no_such_source(tmp_path):
+    fails(lambda: get_texts(tmp_path/'nowhere'), tmp_path/'nowhere', kind=FileNotFoundError)
+    fails(lambda: get_texts(tmp_path/'nowhere.csv'), tmp_path/'nowhere.csv', kind=FileNotFoundError)
+    fails(lambda: get_texts('mimi'), 'mimi', 'mini, imdb')
+
+def test_folder_with_one_class(folder):
+    for p in ('train', 'test'): [f.unlink() for f in (folder/p/'bad').iterdir()]; (folder/p/'bad').rmdir()
+    fails(lambda: get_texts(folder), 'one class', 'good')
+
+def test_folder_with_empty_class(folder):
+    for f in (folder/'train/bad').iterdir(): f.unlink()
+    fails(lambda: get_texts(folder), folder/'train'/'bad', 'no .txt')
+
+def test_folder_without_test(folder):
+    (folder/'test').rename(folder/'other')
+    fails(lambda: get_texts(folder), 'no "test" or "valid"')
+
+def test_valid_serves_as_test(folder):
+    (folder/'test').rename(folder/'valid')
+    assert get_texts(folder).part.eq('test').sum() == 4
+
+def test_valid_beside_test_is_validation(folder):
+    (folder/'valid').mkdir()
+    for c in ('bad', 'good'): (folder/'train'/c).rename(folder/'valid'/c); (folder/'train'/c).mkdir(); (folder/'train'/c/'9.txt').write_text('x y z')
+    df = get_texts(folder)
+    assert df[df.is_valid].text.str.startswith('a ').all() and df.is_valid.sum() == 4
+
+def test_named_classes_and_unlabelled(folder):
+    (folder/'train/ugly').mkdir(); (folder/'train/ugly/0.txt').write_text('an ugly film')
+    (folder/'more').mkdir(); (folder/'more/0.txt').write_text('no label')
+    df = get_texts(folder, labels=['bad', 'good'], unlabelled=['more', 'ugly'])
+    assert set(df[df.part.eq('train')].label) == {'bad', 'good'} and df.part.eq('unsup').sum() == 2
+
+def test_unreadable_bytes(folder):
+    f = folder/'train/bad/0.txt'; f.write_bytes('caf\xe9'.encode('latin-1'))
+    fails(lambda: get_texts(folder), f, 'encoding="latin-1"')
+    assert 'café' in set(get_texts(folder, encoding='latin-1').text)
+
+def test_columns():
+    df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd'], label=['x', 'y', 'x', 'y'], part=['train', 'train', 'test', 'test']))
+    assert len(texts_from_df(df, split_col='part')) == 4
+    fails(lambda: texts_from_df(df, 'review'), "'review'", "'text'")
+    fails(lambda: texts_from_df(df, label_col='stars'), "'stars'")
+    fails(lambda: texts_from_df(df.rename(columns={'part': 'text'})), "2 columns named 'text'")
+    for bad, word in [(None, 'text'), (float('nan'), 'text'), ('  ', 'text')]: fails(lambda: texts_from_df(df.assign(text=['a', bad, 'c', 'd'])), 'rows [1]', word)
+    fails(lambda: texts_from_df(df.assign(label=['x', None, 'x', 'y'])), 'rows [1]', 'label')
+    fails(lambda: texts_from_df(df.assign(label='x')), 'one class')
+    fails(lambda: texts_from_df(df.assign(part=['train', 'dev', 'test', 'test']), split_col='part'), 'rows [1]', 'train, valid')
+    fails(lambda: texts_from_df(df.assign(label=['x', 'y', 'x', 'z']), split_col='part'), "['z']")
+
+def test_csv(tmp_path):
+    f = tmp_path/'r.csv'
+    pd.DataFrame(dict(review=['a b', 'c d']*10, stars=[1, 5]*10)).to_csv(f, index=False)
+    df = get_texts(f, text_col='review', label_col='stars')
+    assert set(df.label) == {'1', '5'} and df.part.eq('test').sum() == 4
+    fails(lambda: get_texts(f), "columns named 'text'", "'review'")
+    f.write_bytes('text,label\ncaf\xe9,a\n'.encode('latin-1'))
+    fails(lambda: get_texts(f), f, 'encoding')
+    f.write_text('')
+    fails(lambda: get_texts(f), f)
+
+def test_the_order_of_files_does_not_matter(folder, monkeypatch):
+    from pathlib import Path
+    want, glob = get_texts(folder), Path.glob
+    monkeypatch.setattr(Path, 'glob', lambda self, p: reversed(sorted(glob(self, p))))
+    pd.testing.assert_frame_equal(get_texts(folder), want)
+
+def test_fetch_failure_names_the_remedy(monkeypatch):
+    def no_network(*a, **k): raise OSError('no network')
+    monkeypatch.setattr(data, 'untar_data', no_network)
+    fails(lambda: get_texts('imdb'), URLs.IMDB, 'mini', kind=FileNotFoundError)
+
+def test_corpus_smaller_than_a_batch():
+    df = pd.DataFrame(dict(text=['a fine film', 'a dull film']*8, label=['x', 'y']*8, part='train', is_valid=[False]*8+[True]*8))
+    df['toks'] = tokenize(df.text)
+    vocab = text_vocab(df.toks, min_freq=1)
+    fails(lambda: text_dls(df, vocab, bs=9), 'bs=8')
+    assert len(text_dls(df, vocab, bs=8, device='cpu').train) == 1
+    fails(lambda: text_dls(df, vocab, is_lm=True, bs=32), 'bs=31')
+    assert text_dls(df, vocab, is_lm=True, bs=31, device='cpu').one_batch()[0].shape == (31, 1)
+
+def test_vocabulary_does_not_depend_on_order_or_test():
+    toks = [['b', 'a', 'a', 'b', 'c', 'c', 'd']]
+    assert text_vocab(toks, min_freq=2) == text_vocab([toks[0][::-1]], min_freq=2)
+    assert 'd' not in text_vocab(toks, min_freq=2)
+
+def test_embedded_folder_is_whole(tmp_path, monkeypatch):
+    p = mini_reviews(tmp_path/'m')
+    assert sorted(f.read_text(encoding='utf8') for f in p.rglob('*.txt')) == sorted(mini_reviews_df().text)
+    assert [o.name for o in tmp_path.iterdir()] == ['m']
+    from pathlib import Path
+    monkeypatch.setattr(Path, 'write_bytes', lambda *a: (_ for _ in ()).throw(OSError('No space left on device')))
+    with pytest.raises(OSError, match='No space'): mini_reviews(tmp_path/'n')
+    assert [o.name for o in tmp_path.iterdir()] == ['m']
+
+def test_padding_does_not_change_a_prediction():
+    "A text alone, and beside a longer one whose length is no multiple of `seq_len` (fastai issue 3379)"
+    import torch
+    from fastai.text.all import AWD_LSTM, TensorText, get_text_classifier, pad_input_chunk, set_seed
+    from ulmfit_tut.data import PadChunks
+    set_seed(0)
+    cfg = dict(emb_sz=8, n_hid=8, n_layers=3)
+    model = get_text_classifier(AWD_LSTM, 30, 2, seq_len=10, config=cfg).eval()
+    a, b = TensorText(torch.arange(2, 9)), TensorText(torch.arange(2, 29))
+    def pred(*texts):
+        with torch.no_grad(): return model(torch.stack([o[0] for o in PadChunks(seq_len=10)([(t,) for t in texts])]))[0]
+    assert torch.allclose(pred(b, a)[1], pred(a)[0], atol=1e-6)
+    with torch.no_grad(): stock = model(torch.stack([o[0] for o in pad_input_chunk([(b,), (a,)], seq_len=10)]))[0][1]
+    assert not torch.allclose(stock, pred(a)[0], atol=1e-4)                     # stock fails here: if it does not, the guard can go

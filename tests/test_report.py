@@ -1,0 +1,184 @@
+"What makes a bad report: hostile texts, missing parts, many classes, a write that fails"
+import csv,json,os,re,subprocess,sys
+from html.parser import HTMLParser
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from ulmfit_tut.figures import css,dot_chart,line_chart,prob,rate,shorten,ticks
+from ulmfit_tut.report import page,read_run,read_table,report
+
+XSS = '<script>alert(1)</script><img src=x onerror="alert(2)"> \'"><b onclick=\'x\'>'
+COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to epoch train_loss valid_loss metric',
+    metrics='phase stage freeze_to epochs lr_low lr_high train_loss valid_loss perplexity accuracy low high',
+    lrs='phase step g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
+
+def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=True, **over):
+    "A small run; a table given as None is not written"
+    path.mkdir(exist_ok=True)
+    k,n = len(classes),len(texts)
+    lab = [classes[i%k] for i in range(n)]
+    pred = [classes[(i+wrong)%k] for i in range(n)]
+    probs = np.full((n, k), .3/(k-1))
+    for i,p in enumerate(pred): probs[i,classes.index(p)] = .7
+    fs = dict(data=[('train',c,90,7000,.01) for c in classes]+[('test',c,2,100,.02) for c in classes]+[('unsup','',400,28000,.01)],
+        history=[('lm',1,-1,1,4.9,4.6,99.5), ('lm',2,0,2,4.5,4.4,81.5), ('clas',1,-1,1,.6,.6,.7), ('clas',2,0,2,.5,.5,.8)],
+        metrics=[('lm',1,-1,1,1e-2,1e-2,4.9,4.6,99.5,'','',''), ('lm',2,0,1,1e-4,2e-3,4.5,4.4,81.5,'','',''),
+                 ('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8), ('clas',2,0,1,1e-5,1e-3,.5,.5,'',.8,.6,.9)],
+        lrs=[('lm',i,0,0,0,.01,'') for i in range(1,5)]+[('clas',i,0,0,0,.01*(i>2),.02) for i in range(1,5)],
+        comparison=[('majority','',.5,.4,.6,n), ('this run','wiki',.8,.7,.9,n)])
+    for name,rows in (fs|over).items():
+        if rows is not None and name in COLS: pd.DataFrame(rows, columns=COLS[name].split()).to_csv(path/f'{name}.csv', index=False)
+    if over.get('predictions', 1) is not None:
+        with open(path/'predictions.csv', 'w', newline='', encoding='utf-8') as f:
+            w = csv.writer(f, quoting=csv.QUOTE_ALL)
+            w.writerows([['text','label','predicted',*classes], *([t,a,b,*p] for t,a,b,p in zip(texts, lab, pred, probs))])
+    cfg = dict(source='toy', pretrained='wiki', backwards=False, classes=list(classes), versions=dict(fastai='2.8.12')) | over.get('cfg', {})
+    (path/'config.json').write_text(json.dumps(cfg))
+    (path/'test.json').write_text(json.dumps(over.get('test', dict(accuracy=.5, low=.2, high=.8, n=n))))
+    return path
+
+class Balanced(HTMLParser):
+    "Fails on a tag left open or closed twice; collects tags, attributes and text"
+    def __init__(self, s):
+        super().__init__()
+        self.open,self.tags,self.attrs,self.text = [],[],[],[]
+        self.feed(s); self.close()
+        assert not self.open, self.open
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag); self.attrs += attrs
+        assert len({k for k,_ in attrs})==len(attrs), attrs
+        if tag not in ('meta','br'): self.open.append(tag)
+    def handle_endtag(self, tag): assert self.open and self.open.pop()==tag, tag
+    def handle_data(self, d): self.text.append(d)
+
+def check(run):
+    "The page of `run`, parsed, after what must hold of every page"
+    s = page(run)
+    h = Balanced(s)
+    assert not {'script','img','link','iframe','object'} & set(h.tags)
+    assert not [k for k,v in h.attrs if k.startswith('on') or k=='src' or (k=='href' and not v.startswith('#'))]
+    assert not re.search('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', s)
+    assert not re.search(r'\b(nan|NaN|None|inf)\b', ' '.join(h.text).replace('null','')), 'a missing number shows'
+    assert not re.search(r'(nan|inf)', ' '.join(v or '' for k,v in h.attrs if k in ('d','x','y','cx','cy','style')))
+    return h
+
+def test_hostile_texts(tmp_path):
+    texts = (XSS, '', 'x'*5000, 'a\0b\x07\x1b[0m\x85', '\u202eback to front', '<br /><br />', 'null', 'a\r\nb\rc', '🎬 &amp; مرحبا')
+    h = check(make(tmp_path/'r', texts=texts, cfg=dict(source=XSS, note='\ud800', deep=dict(a=[XSS]))))
+    whole = ''.join(h.text)
+    for t in (XSS, '(empty text)', 'x'*5000, '<br /><br />', 'null', '🎬 &amp; مرحبا', '\N{SYMBOL FOR NULL}'): assert t in whole, t
+
+def test_hostile_names(tmp_path):
+    cs = (XSS, 'NA', 'text', 'label')
+    run = make(tmp_path/'r', classes=cs, texts=['one two']*8, comparison=[(XSS, XSS, .5, .4, .6, 4)])
+    r = read_run(run)
+    assert r.classes==list(cs) and r.predictions.label[1]=='NA' and r.probs.shape==(8,4) and r.probs[0,1]==.7
+    check(run)
+
+def test_same_bytes(tmp_path):
+    a,b = (report(make(tmp_path/o)).read_bytes() for o in 'ab')
+    assert a==b and b'\r' not in a
+    code = f'import sys; from ulmfit_tut.report import page; sys.stdout.buffer.write(page({str(tmp_path/"b")!r}).encode())'
+    p = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, env=dict(os.environ, PYTHONHASHSEED='7'), cwd=Path(__file__).parents[1])
+    assert p.stdout==a
+
+@pytest.mark.parametrize('gone', ['data','history','metrics','lrs','comparison','predictions'])
+def test_part_missing(tmp_path, gone):
+    check(make(tmp_path/'r', **{gone:None}))
+    (tmp_path/'r'/f'{gone}.csv').write_text('')
+    check(tmp_path/'r')
+
+def test_nothing_but_the_result(tmp_path): check(make(tmp_path/'r', predictions=None, **{o:None for o in COLS}))
+
+def test_unfinished_run(tmp_path):
+    run = make(tmp_path/'r')
+    (run/'test.json').unlink()
+    with pytest.raises(FileNotFoundError, match='`test.json`'): report(run)
+    assert not (run/'report.html').exists()
+
+def test_no_language_model_and_one_stage(tmp_path):
+    h = check(make(tmp_path/'r', history=[('clas',1,-1,1,.6,.6,.7)], metrics=[('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8)],
+                   lrs=[('clas',1,0,0,0,0,.02)], cfg=dict(pretrained='none')))
+    assert 'No language model was fine-tuned in this run. The classifier started from random weights' in ''.join(h.text)
+
+def test_many_classes(tmp_path):
+    cs = [f'class {i}' for i in range(20)]
+    h = check(make(tmp_path/'r', classes=cs, texts=['t']*40))
+    s = page(tmp_path/'r')
+    assert 'conf many' in s and s.count('predicted class 19"')==20
+    assert '20 classes, 90 texts each' in ''.join(h.text)
+
+def test_nothing_wrong(tmp_path):
+    assert 'No test text is classified wrong.' in ''.join(check(make(tmp_path/'r', wrong=False)).text)
+
+def test_numbers_missing(tmp_path):
+    n = float('nan')
+    check(make(tmp_path/'r', data=[('train','neg',n,n,n), ('unsup','',0,0,n)], history=[('lm',1,-1,1,n,float('inf'),n), ('clas',n,n,n,n,n,n)],
+               metrics=[('clas',n,n,n,n,n,n,n,n,n,n,n)], lrs=[('lm',n,n,n,n,n,n), ('clas',1,0,0,0,0,0)],
+               comparison=[('a','',n,n,n,n), ('b','wiki',.5,n,.6,n)], test=dict(accuracy=n, low=None)))
+
+def test_most_wrong_first(tmp_path):
+    run = make(tmp_path/'r', texts=[f'text {i}' for i in range(12)])
+    df = pd.read_csv(run/'predictions.csv')
+    df.loc[7, ['neg','pos']] = [.999,.001]   # it is pos
+    df.loc[4, ['neg','pos']] = [np.nan,np.nan]
+    df.to_csv(run/'predictions.csv', index=False)
+    h = check(run)
+    seen = re.findall(r'text \d+', ''.join(h.text)[''.join(h.text).index('classified wrong'):])
+    assert len(seen)==10 and seen[0]=='text 7' and 'text 4' not in seen
+
+def test_a_failing_write_leaves_the_old_report(tmp_path, monkeypatch):
+    run = make(tmp_path/'r')
+    old = report(run).read_bytes()
+    before = sorted(run.iterdir())
+    (run/'config.json').write_text('{"source":"another"}')
+    def full(*args): raise OSError(28, 'No space left on device')
+    for f in ('fsync','replace'):
+        with monkeypatch.context() as m:
+            m.setattr(os, f, full)
+            with pytest.raises(OSError, match='No space'): report(run)
+        assert (run/'report.html').read_bytes()==old and sorted(run.iterdir())==before
+    assert report(run).read_bytes()!=old
+
+def test_bare_carriage_return(tmp_path):
+    "pandas before Python 3.13 writes a lone carriage return without quotes"
+    (tmp_path/'comparison.csv').write_bytes(b'arm,starts_from,accuracy,low,high,n\r\na\rb,wiki,.5,.4,.6,10\r\n')
+    df = read_table(tmp_path, 'comparison')
+    assert len(df)==1 and df.arm[0]=='a b' and df.n[0]==10
+
+def test_light_import():
+    code = 'import sys, ulmfit_tut.report; print([o for o in ("torch","fastai","matplotlib","IPython") if o in sys.modules])'
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert out.stdout.strip()=='[]'
+
+def test_large_run_stays_small(tmp_path):
+    lrs = [('clas',i,.001,.002,.003,.004,.01+.001*np.sin(i)) for i in range(20000)]
+    assert len(page(make(tmp_path/'r', lrs=lrs)))<100_000
+
+def test_numbers():
+    assert [prob(o).replace('\N{NO-BREAK SPACE}', ' ') for o in (0, 1e-5, .5, .9997, 1)]==['0.0 %', '< 0.1 %', '50.0 %', '> 99.9 %', '100.0 %']
+    assert [rate(o) for o in (2e-2, 7.69e-3, 1, 1e-12)]==['2e-2', '7.7e-3', '1', '1e-12']
+    assert shorten('ab cd', 4)=='ab …' and shorten('', 4)=='' and shorten('abcdef', 4)=='abcd …'
+    for lo,hi in ((0,1), (4.35,4.9), (99,1e5), (1e-9,2e-9), (-3,3)):
+        t = ticks(lo, hi)
+        assert t[0]<=lo+1e-12 and t[-1]>=hi-1e-12 and 2<=len(t)<=9
+
+def test_charts_stay_inside():
+    for o in (line_chart({'a':([1,2,3],[1,50,3]), 'b':([1,2,3],[2,float('nan'),1])}, 't', 'x', 'y'), dot_chart([('a',.999,.99,1), ('b',0,0,.01)], 't'),
+              line_chart({'a':([0,1],[1e-9,1])}, 't', 'x', 'y', log=True), dot_chart([('a',1,1,1)], 't'), line_chart({'a':([5],[0])}, 't', 'x', 'y')):
+        h = Balanced(str(o))
+        w,ht = map(float, [v for k,v in h.attrs if k=='viewbox' and v.startswith('0 0 360')][0].split()[2:])
+        assert all(0<=float(v)<=w for k,v in h.attrs if k in ('x','cx')) and all(0<=float(v)<=ht for k,v in h.attrs if k in ('y','cy'))
+
+def _lum(c):
+    v = [int(c[i:i+2], 16)/255 for i in (1,3,5)]
+    return sum(k*(o/12.92 if o<=.03928 else ((o+.055)/1.055)**2.4) for k,o in zip((.2126,.7152,.0722), v))
+def contrast(a, b): return (max(_lum(a), _lum(b))+.05)/(min(_lum(a), _lum(b))+.05)
+
+def test_contrast():
+    "WCAG AA for words, lines and the deepest cells of the confusion matrix, in light and dark"
+    light,dark = [{k: (v if len(v)==7 else '#'+''.join(2*o for o in v[1:])) for k,v in re.findall(r'--(\w+):(#\w+)', s)} for s in css.split('@media screen')]
+    mix = lambda a,b,t: '#'+''.join(f'{round(int(a[i:i+2],16)*(1-t)+int(b[i:i+2],16)*t):02x}' for i in (1,3,5))
+    for c in (light, dark):
+        for k in ('fg','mute','c0','c1','c2','c3','c4'): assert contrast(c[k], c['bg'])>=4.5, k
+        for k in ('fg','mute'): assert contrast(c[k], c['panel'])>=4.5, k
+        for k in ('#2882dc','#e16e14'): assert contrast(c['fg'], mix(c['bg'], k, .5))>=4.5, k

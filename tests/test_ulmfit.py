@@ -1,0 +1,114 @@
+"""The main job: the same bytes twice, the same bytes when cut off, nothing overwritten, every mistake named before any work."""
+import io, json, os, pickle, subprocess, sys
+from pathlib import Path
+import pandas as pd, pytest, torch
+from fastai.text.all import AWD_LSTM, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
+from ulmfit_tut import files, lm, ulmfit as job
+from ulmfit_tut.ulmfit import ulmfit
+
+fast = dict(split_col='part', lm_epochs=(1, 1), bs=8, seq_len=16, progress=False, device='cpu')
+
+def written(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file() and p.name != 'timings.csv'}
+
+@pytest.fixture(scope='module')
+def finished(short, tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'a'
+    ulmfit(short, out, **fast)
+    return out
+
+def test_run_folder(finished):
+    assert {o.name for o in finished.iterdir()} == {'config.json', 'data.csv', 'history.csv', 'metrics.csv', 'lrs.csv', 'predictions.csv', 'comparison.csv',
+                                                    'test.json', 'timings.csv', 'encoder.safetensors', 'classifier.safetensors', 'report.html'}
+    m, p = pd.read_csv(finished/'metrics.csv'), pd.read_csv(finished/'predictions.csv')
+    assert m.freeze_to.tolist() == [-1, 0, -1, -2, -3, 0] and m.epochs.tolist() == [1, 1, 1, 1, 1, 2]
+    assert json.loads((finished/'test.json').read_text())['accuracy'] == pytest.approx((p.label == p.predicted).mean())
+    assert len(p) == 48 and ((p.neg + p.pos - 1).abs() < 1e-5).all()
+    lrs = pd.read_csv(finished/'lrs.csv').query('phase=="clas"')
+    assert (lrs.g0 > 0).sum() == (lrs.step > 3*len(lrs)//5).sum()               # the embedding learns in the last two of five epochs alone
+
+def test_same_bytes_when_cut_off_anywhere(short, finished, monkeypatch):
+    "Cut off after each finished stage in turn, then left to end: what an uninterrupted run writes"
+    class Cut(Exception): pass
+    out, save = finished.parent/'b', files.save_weights
+    def cut(file, *a, **k):
+        save(file, *a, **k)
+        if file.parent.name == 'ULMFiT from wiki' and file.name != 'encoder.safetensors': raise Cut(file.name)
+    monkeypatch.setattr(job, 'save_weights', cut)
+    cuts = []
+    for _ in range(6):
+        with pytest.raises(Cut) as e: ulmfit(short, out, **fast)
+        cuts.append(str(e.value))
+    assert cuts == ['lm-0.safetensors', 'lm-1.safetensors', 'clas-0.safetensors', 'clas-1.safetensors', 'clas-2.safetensors', 'clas-3.safetensors']
+    monkeypatch.undo()
+    ulmfit(short, out, **fast)
+    assert written(out) == written(finished)
+
+def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
+    before = written(finished)
+    with pytest.raises(FileExistsError, match='finished run'): ulmfit(short, finished, **fast)
+    assert written(finished) == before
+    (tmp_path/'thesis.txt').write_text('mine')
+    with pytest.raises(FileExistsError, match='no run folder'): ulmfit(short, tmp_path, **fast)
+    (tmp_path/'thesis.txt').unlink()
+    (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
+    with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
+
+@pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 whole numbers'),
+    (dict(lrs=(1, 1, 0, 1)), 'above 0'), (dict(lrs=(1, 1, float('nan'), 1)), 'above 0'), (dict(bs=1), 'at least 2'), (dict(valid_pct=1.5), 'between 0 and 1'),
+    (dict(seed=-1), 'seed'), (dict(drop_mult=-1), 'drop_mult'), (dict(bs=5000), 'largest that works'), (dict(text_col='review'), "'review'"),
+    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103')])
+def test_mistakes(short, tmp_path, bad, has):
+    with pytest.raises(ValueError) as e: ulmfit(short, tmp_path/'run', **{**fast, **bad})
+    assert has in str(e.value) and not (tmp_path/'run').exists()
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    f = files.save_weights(tmp_path/'w.safetensors', {'w': torch.ones(2)}, vocab=['a'], config={})
+    def full(fd): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(files.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space'): files.save_weights(f, {'w': torch.zeros(2)}, vocab=['a'], config={})
+    assert files.load_weights(f)[0]['w'].tolist() == [1, 1] and [o.name for o in tmp_path.iterdir()] == ['w.safetensors']
+
+def test_wt103_look_alike(short, tmp_path, monkeypatch):
+    "fastai's own pair of files, made small and laid in place: the full model's road without its download"
+    monkeypatch.setattr(lm, 'awd_lstm_lm_config', {**awd_lstm_lm_config, 'emb_sz': 12, 'n_hid': 16})
+    home = tmp_path/'wt103-fwd'; home.mkdir()
+    monkeypatch.setattr(lm, 'untar_data', lambda *a, **k: home)
+    vocab = ['xxunk', 'xxpad', 'xxbos', 'xxeos', 'xxfld', 'xxrep', 'xxwrep', 'xxup', 'xxmaj', 'the', 'a', 'of']
+    set_seed(0)
+    model = get_language_model(AWD_LSTM, len(vocab), {**awd_lstm_lm_config, 'emb_sz': 12, 'n_hid': 16})
+    torch.save(model.state_dict(), home/'lstm_fwd.pth'); (home/'itos_wt103.pkl').write_bytes(pickle.dumps(vocab))
+    weights, v, sizes = lm.pretrained_lm('wt103')
+    assert v == vocab and sizes == dict(emb_sz=12, n_hid=16, n_layers=3) and torch.equal(weights['0.encoder.weight'], model[0].encoder.weight)
+    ulmfit(short, tmp_path/'run', 'wt103', **{**fast, 'compare': ()})
+    assert json.loads((tmp_path/'run/config.json').read_text())['network'] == sizes
+
+def test_foreign_pickle_runs_no_code(tmp_path, monkeypatch):
+    class Bad:
+        def __reduce__(self): return (os.system, (f'touch {tmp_path}/ran',))
+    home = tmp_path/'m'; home.mkdir()
+    monkeypatch.setattr(lm, 'untar_data', lambda *a, **k: home)
+    (home/'itos_wt103.pkl').write_bytes(pickle.dumps(Bad()))
+    with pytest.raises(ValueError, match='list of strings'): lm.pretrained_lm('wt103')
+    assert not (tmp_path/'ran').exists()
+
+def test_wt103_without_network_names_the_remedy(monkeypatch):
+    def no_network(*a, **k): raise OSError('no network')
+    monkeypatch.setattr(lm, 'untar_data', no_network)
+    with pytest.raises(FileNotFoundError, match='lay lstm_fwd.pth and itos_wt103.pkl in .*wiki'): lm.pretrained_lm('wt103')
+
+def test_command(tmp_path):
+    "One line for a mistake, no traceback, nothing written; help without torch"
+    def cmd(*a): return subprocess.run([sys.executable, '-c', 'from ulmfit_tut.cli import main; main()', *a], capture_output=True, text=True, cwd=tmp_path)
+    r = cmd('nowhere.csv')
+    assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: No such file: nowhere.csv' and not list(tmp_path.iterdir())
+    r = cmd('--pretrained', 'bert')
+    assert r.returncode == 2 and 'wiki' in r.stderr.splitlines()[-1]
+    code = "import sys; sys.argv = ['ulmfit', '--help']\ntry: from ulmfit_tut.cli import main; main()\nexcept SystemExit: assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0
+
+def test_backwards_reads_from_the_end(short, tmp_path):
+    from ulmfit_tut.data import get_texts, text_dls, text_vocab, tokenize
+    df = get_texts(short, split_col='part'); df['toks'] = tokenize(df.text)
+    a, b = (text_dls(df, text_vocab(df.toks), backwards=o, device='cpu').valid_ds[0][0] for o in (False, True))
+    assert a.tolist() == b.tolist()[::-1] and a[0] == 2
+    ulmfit(short, tmp_path/'run', 'none', backwards=True, **{**fast, 'lm_epochs': (0, 0), 'compare': ()})
