@@ -44,7 +44,7 @@ def test_valid_serves_as_test(folder):
 
 def test_valid_beside_test_is_validation(folder):
     (folder/'valid').mkdir()
-    for c in ('bad', 'good'): (folder/'train'/c).rename(folder/'valid'/c); (folder/'train'/c).mkdir(); (folder/'train'/c/'9.txt').write_text('x y z')
+    for c in ('bad', 'good'): (folder/'train'/c).rename(folder/'valid'/c); (folder/'train'/c).mkdir(); [(folder/'train'/c/f'{i}.txt').write_text('x y z') for i in (8, 9)]
     df = get_texts(folder)
     assert df[df.is_valid].text.str.startswith('a ').all() and df.is_valid.sum() == 4
 
@@ -60,16 +60,17 @@ def test_unreadable_bytes(folder):
     assert 'café' in set(get_texts(folder, encoding='latin-1').text)
 
 def test_columns():
-    df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd'], label=['x', 'y', 'x', 'y'], part=['train', 'train', 'test', 'test']))
-    assert len(texts_from_df(df, split_col='part')) == 4
+    df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd', 'e', 'f'], label=['x', 'y']*3, part=['train']*4 + ['test']*2))
+    assert len(texts_from_df(df, split_col='part')) == 6
     fails(lambda: texts_from_df(df, 'review'), "'review'", "'text'")
     fails(lambda: texts_from_df(df, label_col='stars'), "'stars'")
     fails(lambda: texts_from_df(df.rename(columns={'part': 'text'})), "2 columns named 'text'")
-    for bad, word in [(None, 'text'), (float('nan'), 'text'), ('  ', 'text')]: fails(lambda: texts_from_df(df.assign(text=['a', bad, 'c', 'd'])), 'rows [1]', word)
-    fails(lambda: texts_from_df(df.assign(label=['x', None, 'x', 'y'])), 'rows [1]', 'label')
+    for bad, word in [(None, 'text'), (float('nan'), 'text'), ('  ', 'text')]: fails(lambda: texts_from_df(df.assign(text=['a', bad, *'cdef'])), 'rows [1]', word)
+    fails(lambda: texts_from_df(df.assign(label=['x', None, *'xyxy'])), 'rows [1]', 'label')
     fails(lambda: texts_from_df(df.assign(label='x')), 'one class')
-    fails(lambda: texts_from_df(df.assign(part=['train', 'dev', 'test', 'test']), split_col='part'), 'rows [1]', 'train, valid')
-    fails(lambda: texts_from_df(df.assign(label=['x', 'y', 'x', 'z']), split_col='part'), "['z']")
+    fails(lambda: texts_from_df(df.assign(part=['train', 'dev'] + ['test']*4), split_col='part'), 'rows [1]', 'train, valid')
+    fails(lambda: texts_from_df(df.assign(label=list('xyxyxz')), split_col='part'), "['z']")
+    fails(lambda: texts_from_df(df.assign(label=list('xyyyxy')), split_col='part'), "one text of class 'x'")
 
 def test_csv(tmp_path):
     f = tmp_path/'r.csv'

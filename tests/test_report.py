@@ -3,13 +3,13 @@ import csv,json,os,re,subprocess,sys
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from ulmfit_tut.figures import css,dot_chart,line_chart,prob,rate,shorten,ticks
-from ulmfit_tut.report import page,read_run,read_table,report
+import ulmfit_tut.report
+from ulmfit_tut.report import dot_chart,line_chart,page,read_run,report,ticks,_prob,_rate,_shorten
 
 XSS = '<script>alert(1)</script><img src=x onerror="alert(2)"> \'"><b onclick=\'x\'>'
-COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to epoch train_loss valid_loss metric',
+COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to train_loss valid_loss metric',
     metrics='phase stage freeze_to epochs lr_low lr_high train_loss valid_loss perplexity accuracy low high',
-    lrs='phase step g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
+    lrs='phase stage g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
 
 def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=True, **over):
     "A small run; a table given as None is not written"
@@ -20,7 +20,7 @@ def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=
     probs = np.full((n, k), .3/(k-1))
     for i,p in enumerate(pred): probs[i,classes.index(p)] = .7
     fs = dict(data=[('train',c,90,7000,.01) for c in classes]+[('test',c,2,100,.02) for c in classes]+[('unsup','',400,28000,.01)],
-        history=[('lm',1,-1,1,4.9,4.6,99.5), ('lm',2,0,2,4.5,4.4,81.5), ('clas',1,-1,1,.6,.6,.7), ('clas',2,0,2,.5,.5,.8)],
+        history=[('lm',1,-1,4.9,4.6,99.5), ('lm',2,0,4.5,4.4,81.5), ('clas',1,-1,.6,.6,.7), ('clas',2,0,.5,.5,.8)],
         metrics=[('lm',1,-1,1,1e-2,1e-2,4.9,4.6,99.5,'','',''), ('lm',2,0,1,1e-4,2e-3,4.5,4.4,81.5,'','',''),
                  ('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8), ('clas',2,0,1,1e-5,1e-3,.5,.5,'',.8,.6,.9)],
         lrs=[('lm',i,0,0,0,.01,'') for i in range(1,5)]+[('clas',i,0,0,0,.01*(i>2),.02) for i in range(1,5)],
@@ -65,7 +65,7 @@ def test_hostile_texts(tmp_path):
     texts = (XSS, '', 'x'*5000, 'a\0b\x07\x1b[0m\x85', '\u202eback to front', '<br /><br />', 'null', 'a\r\nb\rc', '🎬 &amp; مرحبا')
     h = check(make(tmp_path/'r', texts=texts, cfg=dict(source=XSS, note='\ud800', deep=dict(a=[XSS]))))
     whole = ''.join(h.text)
-    for t in (XSS, '(empty text)', 'x'*5000, '<br /><br />', 'null', '🎬 &amp; مرحبا', '\N{SYMBOL FOR NULL}'): assert t in whole, t
+    for t in (XSS, '(empty text)', 'x'*5000, '<br /><br />', 'null', '🎬 &amp; مرحبا', 'a\N{REPLACEMENT CHARACTER}b'): assert t in whole, t
 
 def test_hostile_names(tmp_path):
     cs = (XSS, 'NA', 'text', 'label')
@@ -96,7 +96,7 @@ def test_unfinished_run(tmp_path):
     assert not (run/'report.html').exists()
 
 def test_no_language_model_and_one_stage(tmp_path):
-    h = check(make(tmp_path/'r', history=[('clas',1,-1,1,.6,.6,.7)], metrics=[('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8)],
+    h = check(make(tmp_path/'r', history=[('clas',1,-1,.6,.6,.7)], metrics=[('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8)],
                    lrs=[('clas',1,0,0,0,0,.02)], cfg=dict(pretrained='none')))
     assert 'No language model was fine-tuned in this run. The classifier started from random weights' in ''.join(h.text)
 
@@ -112,9 +112,9 @@ def test_nothing_wrong(tmp_path):
 
 def test_numbers_missing(tmp_path):
     n = float('nan')
-    check(make(tmp_path/'r', data=[('train','neg',n,n,n), ('unsup','',0,0,n)], history=[('lm',1,-1,1,n,float('inf'),n), ('clas',n,n,n,n,n,n)],
+    check(make(tmp_path/'r', data=[('train','neg',n,n,n), ('unsup','',0,0,n)], history=[('lm',1,-1,n,float('inf'),n), ('clas',n,n,n,n,n)],
                metrics=[('clas',n,n,n,n,n,n,n,n,n,n,n)], lrs=[('lm',n,n,n,n,n,n), ('clas',1,0,0,0,0,0)],
-               comparison=[('a','',n,n,n,n), ('b','wiki',.5,n,.6,n)], test=dict(accuracy=n, low=None)))
+               comparison=[('a','',n,n,n,n), ('b','wiki',.5,n,.6,n)], test=dict(accuracy=n, low=None, high=None, n=None)))
 
 def test_most_wrong_first(tmp_path):
     run = make(tmp_path/'r', texts=[f'text {i}' for i in range(12)])
@@ -130,7 +130,7 @@ def test_a_failing_write_leaves_the_old_report(tmp_path, monkeypatch):
     run = make(tmp_path/'r')
     old = report(run).read_bytes()
     before = sorted(run.iterdir())
-    (run/'config.json').write_text('{"source":"another"}')
+    (run/'config.json').write_text((run/'config.json').read_text().replace('toy', 'another'))
     def full(*args): raise OSError(28, 'No space left on device')
     for f in ('fsync','replace'):
         with monkeypatch.context() as m:
@@ -139,11 +139,24 @@ def test_a_failing_write_leaves_the_old_report(tmp_path, monkeypatch):
         assert (run/'report.html').read_bytes()==old and sorted(run.iterdir())==before
     assert report(run).read_bytes()!=old
 
-def test_bare_carriage_return(tmp_path):
-    "pandas before Python 3.13 writes a lone carriage return without quotes"
-    (tmp_path/'comparison.csv').write_bytes(b'arm,starts_from,accuracy,low,high,n\r\na\rb,wiki,.5,.4,.6,10\r\n')
-    df = read_table(tmp_path, 'comparison')
-    assert len(df)==1 and df.arm[0]=='a b' and df.n[0]==10
+def test_carriage_return(tmp_path):
+    "Within quotes a lone carriage return stays in its row (pandas before Python 3.13 does not quote for its sake: the writer has to)"
+    run = make(tmp_path/'r')
+    pd.DataFrame([('a\rb','wiki',.5,.4,.6,10)], columns=COLS['comparison'].split()).to_csv(run/'comparison.csv', index=False, quoting=csv.QUOTE_NONNUMERIC)
+    df = read_run(run).comparison
+    assert len(df)==1 and df.arm[0]=='a\rb' and df.n[0]==10
+
+def test_every_line_is_drawn(tmp_path):
+    "The main job numbers neither epochs nor steps"
+    h = check(make(tmp_path/'r'))
+    assert 'no numbers to draw' not in ''.join(h.text)
+    alts = [v for k,v in h.attrs if k=='aria-label']
+    for o in ('Loss of the language model. loss against epoch: train from 4.9 to 4.5; validation from 4.6 to 4.4.',
+              'Perplexity. perplexity against epoch: validation from 99.5 to 81.5.',
+              'Loss of the classifier. loss against epoch: train from 0.6 to 0.5; validation from 0.6 to 0.5.',
+              'Learning rate, language model. learning rate (logarithmic) against step: embedding and decoder from 1e-2 to 1e-2.',
+              'Learning rate, classifier. learning rate (logarithmic) against step: LSTM 3 from 1e-2 to 1e-2; head from 2e-2 to 2e-2.'): assert o in alts, o
+    assert sum(k=='d' and v.count('M')==1 and v.count('L')==3 for k,v in h.attrs)==2  # one group in each picture learns at every step
 
 def test_light_import():
     code = 'import sys, ulmfit_tut.report; print([o for o in ("torch","fastai","matplotlib","IPython") if o in sys.modules])'
@@ -155,16 +168,18 @@ def test_large_run_stays_small(tmp_path):
     assert len(page(make(tmp_path/'r', lrs=lrs)))<100_000
 
 def test_numbers():
-    assert [prob(o).replace('\N{NO-BREAK SPACE}', ' ') for o in (0, 1e-5, .5, .9997, 1)]==['0.0 %', '< 0.1 %', '50.0 %', '> 99.9 %', '100.0 %']
-    assert [rate(o) for o in (2e-2, 7.69e-3, 1, 1e-12)]==['2e-2', '7.7e-3', '1', '1e-12']
-    assert shorten('ab cd', 4)=='ab …' and shorten('', 4)=='' and shorten('abcdef', 4)=='abcd …'
+    assert [_prob(o).replace('\N{NO-BREAK SPACE}', ' ') for o in (0, 1e-5, .5, .9997, 1)]==['0.0 %', '< 0.1 %', '50.0 %', '> 99.9 %', '100.0 %']
+    assert [_rate(o) for o in (2e-2, 7.69e-3, 1, 1e-12)]==['2e-2', '7.7e-3', '1', '1e-12']
+    assert _shorten('ab cd', 4)=='ab …' and _shorten('', 4)=='' and _shorten('abcdef', 4)=='abcd …'
     for lo,hi in ((0,1), (4.35,4.9), (99,1e5), (1e-9,2e-9), (-3,3)):
         t = ticks(lo, hi)
         assert t[0]<=lo+1e-12 and t[-1]>=hi-1e-12 and 2<=len(t)<=9
 
 def test_charts_stay_inside():
-    for o in (line_chart({'a':([1,2,3],[1,50,3]), 'b':([1,2,3],[2,float('nan'),1])}, 't', 'x', 'y'), dot_chart([('a',.999,.99,1), ('b',0,0,.01)], 't'),
-              line_chart({'a':([0,1],[1e-9,1])}, 't', 'x', 'y', log=True), dot_chart([('a',1,1,1)], 't'), line_chart({'a':([5],[0])}, 't', 'x', 'y')):
+    df = lambda index, **cols: pd.DataFrame(cols, index=index)
+    share = lambda **rows: pd.DataFrame(rows, index=['accuracy','low','high']).T
+    for o in (line_chart(df([1,2,3], a=[1,50,3], b=[2,float('nan'),1]), 't', 'y'), dot_chart(share(a=(.999,.99,1), b=(0,0,.01)), 't'),
+              line_chart(df([0,1], a=[1e-9,1]), 't', 'y', log=True), dot_chart(share(a=(1,1,1)), 't'), line_chart(df([5], a=[0]), 't', 'y')):
         h = Balanced(str(o))
         w,ht = map(float, [v for k,v in h.attrs if k=='viewbox' and v.startswith('0 0 360')][0].split()[2:])
         assert all(0<=float(v)<=w for k,v in h.attrs if k in ('x','cx')) and all(0<=float(v)<=ht for k,v in h.attrs if k in ('y','cy'))
@@ -176,6 +191,7 @@ def contrast(a, b): return (max(_lum(a), _lum(b))+.05)/(min(_lum(a), _lum(b))+.0
 
 def test_contrast():
     "WCAG AA for words, lines and the deepest cells of the confusion matrix, in light and dark"
+    css = (Path(ulmfit_tut.report.__file__).parent/'data_files/report.css').read_text(encoding='utf-8')
     light,dark = [{k: (v if len(v)==7 else '#'+''.join(2*o for o in v[1:])) for k,v in re.findall(r'--(\w+):(#\w+)', s)} for s in css.split('@media screen')]
     mix = lambda a,b,t: '#'+''.join(f'{round(int(a[i:i+2],16)*(1-t)+int(b[i:i+2],16)*t):02x}' for i in (1,3,5))
     for c in (light, dark):

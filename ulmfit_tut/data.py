@@ -79,7 +79,7 @@ def texts_from_folder(
     df = pd.DataFrame([(_read(f, encoding), c, p, f.relative_to(path).as_posix()) for f,c,p in rows], columns=['text', 'label', 'part', 'file'])
     return _check(df, str(path))
 
-# %% ../nbs/02_data.ipynb #5782b8cf
+# %% ../nbs/02_data.ipynb #3fa7a884
 def _check(df, name):
     "What every source must satisfy: two classes, a part to test on; a `valid` part serves as test where there is none"
     parts = set(df.part)
@@ -90,6 +90,7 @@ def _check(df, name):
     df['part'] = df.part.replace('valid', 'train')
     counts = df[df.part.eq('train')].label.value_counts().sort_index()
     if len(counts) < 2: raise ValueError(f'{name} has one class in train, {list(counts.index)}: a classifier needs at least two')
+    if counts.min() < 2: raise ValueError(f'{name} has one text of class {counts.idxmin()!r} in train: give it more, or leave the class out')
     odd = sorted(set(df[df.part.eq('test')].label) - set(counts.index))
     if odd: raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df.reset_index(drop=True)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['replacing', 'save_weights', 'load_weights']
 
-# %% ../nbs/api/files.ipynb #0656f987
+# %% ../nbs/api/files.ipynb #9321e3f9
 import json, os
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 # %% ../nbs/api/files.ipynb #815fd94d
 @contextmanager
@@ -27,16 +27,18 @@ def replacing(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/api/files.ipynb #c79941c1
+# %% ../nbs/api/files.ipynb #f5fbc0cc
 def save_weights(
     file:Path, # `.safetensors` file to write
     weights:dict, # name -> tensor
     **meta # what belongs to them (vocabulary, configuration, ...): anything that JSON can hold
 ) -> Path: # `file`
     "Weights and `meta` in one file, all or nothing"
-    with replacing(file) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k,v in weights.items()}, tmp,
-                  {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()})
+    data = save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()})
+    n = int.from_bytes(data[:8], 'little')
+    head = json.dumps(json.loads(data[8:8+n]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()      # `save` orders it by chance
+    head += b' '*(-len(head) % 8)
+    with replacing(file) as tmp: tmp.write_bytes(len(head).to_bytes(8, 'little') + head + data[8+n:])
     return Path(file)
 
 def load_weights(

@@ -51,7 +51,7 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #26e77279
+# %% ../nbs/05_unfreezing.ipynb #bbd6668e
 class GroupLRs(Callback):
     "Notes each group's learning rate at every step, 0 where it is frozen"
     run_valid,order = False,Recorder.order+1
@@ -97,7 +97,7 @@ def fit_stages(
         rows = pd.DataFrame(list(learn.recorder.values), columns=list(learn.recorder.metric_names)[1:-1])
         hist.append(rows.assign(stage=i+1, freeze_to=s.freeze_to)); lrs.append(steps.assign(stage=i+1))
         if after: after(i, hist[-1], lrs[-1])
-    return (pd.concat(o, ignore_index=True) if o else pd.DataFrame() for o in (hist, lrs))
+    return tuple(pd.concat(o, ignore_index=True) if o else pd.DataFrame() for o in (hist, lrs))
 
 # %% ../nbs/05_unfreezing.ipynb #a3a8e04e
 def plot_lrs(

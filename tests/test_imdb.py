@@ -1,0 +1,18 @@
+"""Real IMDb, where it is laid in fastai's data folder: the same road as the embedded reviews."""
+import pytest
+from fastai.text.all import fastai_cfg
+from ulmfit_tut.data import get_texts
+
+def needs(name): return pytest.mark.skipif(not (fastai_cfg().path('data')/name).exists(), reason=f'{name} is not in the data folder of fastai')
+
+@needs('imdb_sample')
+def test_imdb_sample():
+    df = get_texts('imdb_sample')
+    assert df.part.value_counts().to_dict() == dict(train=800, test=200) and set(df.label) == {'negative', 'positive'}
+    assert df.is_valid.sum() == 80 and df[df.is_valid].part.eq('train').all()
+
+@needs('imdb')
+def test_imdb():
+    df = get_texts('imdb')
+    assert df.groupby(['part', 'label']).size().to_dict() == {(p, l): 12500 for p in ('train', 'test') for l in ('neg', 'pos')} | {('unsup', ''): 50000}
+    assert df.is_valid.sum() == 7500 and not df[df.part.eq('test')].is_valid.any() and df.file.is_unique
