@@ -2,9 +2,9 @@
 
     python bench/pretrain.py prepare wiki   --text ~/.fastai/data/enwiki-2015/wiki.txt --n_tokens 16_000_000
     python bench/pretrain.py prepare movies --imdb ~/.fastai/data/imdb
-    python bench/pretrain.py train   wiki
-    python bench/pretrain.py train   movies --init wiki
-    python bench/pretrain.py card    wiki            # perplexities, trigram baseline, fp16 file
+    python bench/pretrain.py train   wiki   --n_tokens 12_000_000
+    python bench/pretrain.py train   movies --init wiki --n_tokens 14_000_000 --lr 3e-3 --full_from 0.96
+    python bench/pretrain.py card    wiki            # fp16 file, perplexities, trigram baseline, model card; then the same for movies
 
 Everything goes under `--work` (default `~/.fastai/pretrain`). `train` saves every `--every` steps and, called again, goes on from there.
 """
@@ -299,9 +299,9 @@ if __name__ == '__main__':
     p.add_argument('--text', type=Path); p.add_argument('--imdb', type=Path); p.add_argument('--init')
     p.add_argument('--n_tokens', type=int, default=0); p.add_argument('--n_valid', type=int, default=0)
     p.add_argument('--bs', type=int, default=32); p.add_argument('--lr', type=float, default=4e-3); p.add_argument('--n_neg', type=int, default=1024)
-    p.add_argument('--threads', type=int); p.add_argument('--every', type=int, default=500); p.add_argument('--stop_at', type=int)
+    p.add_argument('--full_from', type=float, default=0.92, help='share of steps after which the loss is exact'); p.add_argument('--threads', type=int); p.add_argument('--every', type=int, default=500); p.add_argument('--stop_at', type=int)
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     if a.what == 'prepare': prepare(a.name, a.work, a.text, a.imdb, a.n_tokens, a.n_valid or (2000 if a.imdb else 60))
     if a.what == 'card': card(a.name, a.work, a.out)
-    if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, every=a.every, stop_at=a.stop_at)
+    if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at)

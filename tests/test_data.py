@@ -72,6 +72,31 @@ def test_columns():
     fails(lambda: texts_from_df(df.assign(label=list('xyxyxz')), split_col='part'), "['z']")
     fails(lambda: texts_from_df(df.assign(label=list('xyyyxy')), split_col='part'), "one text of class 'x'")
 
+def test_labels_of_every_kind():
+    "Numbers with gaps, booleans, the words None and N/A: what is meant, not what a parser makes of it"
+    df = pd.DataFrame(dict(text=['None', 'N/A', *'cdefgh'], label=[0, 1]*4, part=['train']*4 + ['test']*2 + ['unsup']*2))
+    df.loc[6:, 'label'] = None
+    assert sorted(set(texts_from_df(df, split_col='part').label)) == ['', '0', '1']
+    assert sorted(set(texts_from_df(df.iloc[:6].assign(label=[True, False]*3), split_col='part').label)) == ['False', 'True']
+    assert set(texts_from_df(df.assign(label=['x', 'y']*4), split_col='part').query('part=="unsup"').label) == {''}
+
+def test_split_words(tmp_path):
+    df = pd.DataFrame(dict(text=list('abcdef'), label=['x', 'y']*3, is_valid=[False]*4 + [True]*2))
+    df.to_csv(tmp_path/'r.csv', index=False)
+    for d in (df, df.assign(is_valid=df.is_valid.astype(int)), df.assign(is_valid=df.is_valid.map({False: 'TRAIN', True: 'Test'}))):
+        assert texts_from_df(d, split_col='is_valid').part.tolist() == ['train']*4 + ['test']*2
+    assert get_texts(tmp_path/'r.csv', split_col='is_valid', valid_pct=.5).part.eq('test').sum() == 2
+
+def test_class_without_training_text():
+    df = pd.DataFrame(dict(text=list('abcdef'), label=list('xxyyxy'), part=['train', 'train', 'valid', 'valid', 'test', 'test']))
+    fails(lambda: get_texts(df, split_col='part'), "['y']", 'valid_pct')
+
+def test_folders_that_do_not_agree(folder):
+    fails(lambda: get_texts(folder, unlabelled='more'), "['more']")
+    (folder/'test/meh').mkdir(); (folder/'test/meh/0.txt').write_text('meh')
+    fails(lambda: get_texts(folder), "['meh']", 'labels=')
+    assert get_texts(folder, labels=['bad', 'good']).part.eq('test').sum() == 4
+
 def test_csv(tmp_path):
     f = tmp_path/'r.csv'
     pd.DataFrame(dict(review=['a b', 'c d']*10, stars=[1, 5]*10)).to_csv(f, index=False)

@@ -56,10 +56,22 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
 @pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 whole numbers'),
     (dict(lrs=(1, 1, 0, 1)), 'above 0'), (dict(lrs=(1, 1, float('nan'), 1)), 'above 0'), (dict(bs=1), 'at least 2'), (dict(valid_pct=1.5), 'between 0 and 1'),
     (dict(seed=-1), 'seed'), (dict(drop_mult=-1), 'drop_mult'), (dict(bs=5000), 'largest that works'), (dict(text_col='review'), "'review'"),
-    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103')])
+    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), '0 to 2'),
+    (dict(seq_len=1500), 'at most 1440'), (dict(seed=2**40), 'at most'), (dict(lang='zz'), 'zz')])
 def test_mistakes(short, tmp_path, bad, has):
     with pytest.raises(ValueError) as e: ulmfit(short, tmp_path/'run', **{**fast, **bad})
     assert has in str(e.value) and not (tmp_path/'run').exists()
+
+def test_encoder_is_the_language_models(finished):
+    "What the language model learned, not what the classifier made of it"
+    enc, clas = (files.load_weights(finished/f'{o}.safetensors')[0] for o in ('encoder', 'classifier'))
+    assert not torch.equal(enc['encoder.weight'], clas['0.module.encoder.weight'])
+
+def test_odd_classes(short, tmp_path):
+    "Three classes, named like columns; one arm asked for by a plain string"
+    df = short.assign(label=[l and ('text', 'predicted', 'label')[i % 3] for i, l in enumerate(short.label)])
+    ulmfit(df, tmp_path/'run', **{**fast, 'lm_epochs': (0, 0), 'compare': 'majority'})
+    assert pd.read_csv(tmp_path/'run/comparison.csv').arm.tolist() == ['majority class', 'wiki, no LM fine-tuning']
 
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     f = files.save_weights(tmp_path/'w.safetensors', {'w': torch.ones(2)}, vocab=['a'], config={})

@@ -50,7 +50,7 @@ def mini_reviews(
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
-# %% ../nbs/02_data.ipynb #51e3152d
+# %% ../nbs/02_data.ipynb #35d55fe0
 def _read(f, encoding):
     try: return f.read_text(encoding=encoding)
     except (UnicodeDecodeError, LookupError) as e:
@@ -65,10 +65,14 @@ def texts_from_folder(
     encoding:str='utf8'
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, and `file` relative to `path`
     "All texts below `path`, files sorted; `ValueError` or `FileNotFoundError` for a folder that cannot be used"
-    path,labels,rows = Path(path),listify(labels),[]
-    if not path.is_dir(): raise FileNotFoundError(f'No such folder: {path}')
+    path,labels,unlabelled,rows = Path(path),listify(labels),listify(unlabelled),[]
+    if not path.is_dir(): raise FileNotFoundError(f'No such folder: {path}' + (' (a file that is no .csv cannot be read)' if path.exists() else ''))
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
+    if gone := [u for u in unlabelled if u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
+        raise ValueError(f'{path} has no folder {gone} for unlabelled=')
     classes = labels or [o.name for o in _sub(path, 'train') if o.name not in unlabelled]
+    if not labels and (odd := [o.name for p in ('valid', 'test') for o in _sub(path, p) if o.name not in (*classes, *unlabelled)]):
+        raise ValueError(f'{path} has folders {odd} in valid or test, but not in train: add them there, or choose classes by labels=[...]')
     for part in ('train', 'valid', 'test'):
         if not (path/part).is_dir(): continue
         for c in classes:
@@ -95,8 +99,8 @@ def _check(df, name):
     if odd: raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df.reset_index(drop=True)
 
-# %% ../nbs/02_data.ipynb #c3b1b8f3
-_parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', False:'train', True:'test', 'False':'train', 'True':'test'}
+# %% ../nbs/02_data.ipynb #2f8460f8
+_parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
 
 def _some(idx): return f'{idx[:5]}' + (f' and {len(idx)-5} more' if len(idx) > 5 else '')
 
@@ -107,15 +111,17 @@ def texts_from_df(
     split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans, where `True` is test; default a share cut by `seed`
     test_pct:float=0.2, # share of each class held back as test where there is no `split_col`
     seed:int=42,
-    name:str='The table' # what errors call it
+    name:str='The table' # what errors call it; they count rows from 0
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`
     "Texts of a DataFrame; `ValueError` that names rows with empty texts or labels"
     for c in filter(None, (text_col, label_col, split_col)):
         n = list(df.columns).count(c)
         if n != 1: raise ValueError(f'{name} has {n} columns named {c!r}; its columns are {list(df.columns)}')
     df = df.reset_index(drop=True)
-    res = pd.DataFrame({'text': df[text_col], 'label': df[label_col].where(df[label_col].notna(), '').astype(str)})
-    res['part'] = [_parts.get(o) for o in df[split_col]] if split_col else 'train'
+    label = df[label_col].convert_dtypes().astype(object)                      # 0.0 is the class 0 where some labels are missing
+    res = pd.DataFrame({'text': df[text_col], 'label': label.where(label.notna(), '').astype(str)})
+    res['part'] = [_parts.get(str(o).lower()) for o in df[split_col]] if split_col else 'train'
+    res.loc[res.part.eq('unsup'), 'label'] = ''
     for bad,what in [(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False'),
                      (~res.text.map(lambda o: isinstance(o, str) and bool(o.strip())), f'{text_col!r} is empty or no text'),
                      (res.label.str.strip().eq('') & res.part.ne('unsup'), f'{label_col!r} is empty')]:
@@ -130,7 +136,7 @@ def _cut(df, pct, seed):
         mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
     return mask
 
-# %% ../nbs/02_data.ipynb #9d077ca3
+# %% ../nbs/02_data.ipynb #6ec3131c
 def get_texts(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in IMDb's layout, a `.csv` file, or a DataFrame
     text_col:str='text', label_col:str='label', split_col:str=None, # for a CSV or DataFrame, as in `texts_from_df`
@@ -151,6 +157,9 @@ def get_texts(
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
+    train = df[df.part.eq('train')]
+    if gone := sorted(set(train.label) - set(train[~train.is_valid].label)):
+        raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 
 def _fetch(url):
@@ -160,7 +169,7 @@ def _fetch(url):
 
 def _csv(f, encoding):
     if not f.exists(): raise FileNotFoundError(f'No such file: {f}')
-    try: return pd.read_csv(f, encoding=encoding)
+    try: return pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False)         # the text "None" is a text
     except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise ValueError(f'{f} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
 
@@ -182,12 +191,12 @@ def tokenize(
     if n_workers is None: n_workers = min(defaults.cpus, len(texts)//500)
     return tokenize_texts(texts, n_workers=n_workers if n_workers > 1 else 0, tok=WordTokenizer(lang))
 
-# %% ../nbs/02_data.ipynb #856c2529
+# %% ../nbs/02_data.ipynb #a66bf9bc
 def text_vocab(
     toks, # iterable of lists of tokens: those the models train on, never test
     pretrained:list=(), # vocabulary of the pretrained model, kept in its order
     min_freq:int=3, # a token seen less often does not get an entry of its own
-    max_vocab:int=60000 # entries at most; where they do not suffice, the corpus' own words come first
+    max_vocab:int=60000 # entries at most; where they do not suffice, the words of the corpus come first
 ) -> list: # special tokens, pretrained words, then new words by falling count, ties in alphabetical order
     "Vocabulary of a corpus on top of a pretrained one; the same on every machine"
     counts,special = Counter(t for o in toks for t in o),defaults.text_spec_tok
@@ -203,7 +212,7 @@ class PadChunks(Pad_Chunk):
         super().before_call(b)
         self.max_len = -(-self.max_len//self.seq_len)*self.seq_len
 
-# %% ../nbs/02_data.ipynb #5022cbf2
+# %% ../nbs/02_data.ipynb #47b10fd0
 def text_dls(
     df:pd.DataFrame, # `text`, `label`, `part`, `is_valid` as `get_texts` gives them, and `toks`
     vocab:list, # the same for the language model and the classifier
@@ -217,10 +226,9 @@ def text_dls(
     "Stock fastai `DataLoaders` from tokenized texts; `ValueError` if they do not fill a batch"
     df = df[df.part.eq('train') | (df.part.eq('unsup') & is_lm)].reset_index(drop=True)
     splits = [np.flatnonzero(~df.is_valid).tolist(), np.flatnonzero(df.is_valid).tolist()]
-    for idxs,part in zip(splits, ('training', 'validation')):
-        n = df.toks.iloc[idxs].map(len).sum() - 1 if is_lm else len(idxs)
-        if n < (bs if is_lm or part == 'training' else 1):
-            raise ValueError(f'The {part} texts fill no batch of bs={bs}: the largest that works is bs={n}' if n > 0 else f'There are no {part} texts')
+    if empty := [p for p,i in zip(('training', 'validation'), splits) if not i]: raise ValueError(f'There are no {empty[0]} texts')
+    most = min(df.toks.iloc[i].map(len).sum() - 1 for i in splits) if is_lm else len(splits[0])
+    if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
     tfms = [[ColReader('toks'), get_tokenizer(lang), Numericalize(vocab), *([reverse_text] if backwards else [])]]
     if not is_lm: tfms.append([ColReader('label'), Categorize(sorted(set(df.label)))])
     dsets = Datasets(df, tfms, splits=splits, dl_type=LMDataLoader if is_lm else SortedDL)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['save_encoder', 'load_encoder', 'encoder_vocab']
 
-# %% ../nbs/04_encoder.ipynb #7f251254
-import itertools, tempfile, torch
+# %% ../nbs/04_encoder.ipynb #0e94afa2
+import itertools, torch
 from pathlib import Path
 from fastai.text.all import *
-from .files import save_weights, load_weights
+from .files import load_meta, load_weights, save_weights
 
 # %% ../nbs/04_encoder.ipynb #dd659f17
 def _encoder(learn):
@@ -32,7 +32,7 @@ def save_encoder(
     config = {k: getattr(enc, k) for k in ('emb_sz', 'n_hid', 'n_layers')}
     return save_weights(file, weights, vocab=_vocab(learn), config=config)
 
-# %% ../nbs/04_encoder.ipynb #b290feb7
+# %% ../nbs/04_encoder.ipynb #248f2248
 def load_encoder(
     learn:Learner, # fastai text learner whose encoder is replaced
     file:Path # file that `save_encoder` wrote
@@ -56,4 +56,4 @@ def encoder_vocab(
     file:Path # file that `save_encoder` wrote
 ) -> list: # its vocabulary, in order
     "The words to build `DataLoaders` with, before the encoder is loaded"
-    return load_weights(file)[1]['vocab']
+    return load_meta(file)['vocab']

@@ -12,7 +12,7 @@ import torch
 from fastai.text.all import *
 from .files import load_weights
 
-# %% ../nbs/03_language_model.ipynb #804813de
+# %% ../nbs/03_language_model.ipynb #026043c0
 _models = Path(__file__).parent/'models' if '__file__' in globals() else Path('../ulmfit_tut/models')
 pretrained_names = ('wiki', 'movies', 'wt103', 'none')
 
@@ -26,6 +26,8 @@ def _wt103(backwards):
     except Exception as e:
         raise FileNotFoundError(f'wt103-{name} could not be fetched ({type(e).__name__}): lay lstm_{name}.pth and itos_wt103.pkl in '
                                 f'{fastai_cfg().path("model")/f"wt103-{name}"}, or use the embedded models "wiki" and "movies"') from e
+    lacks = [o for o in (f'lstm_{name}.pth', 'itos_wt103.pkl') if not (path/o).exists()]
+    if lacks: raise FileNotFoundError(f'{path} has no {" and no ".join(lacks)}: delete the folder, and it is fetched again')
     with open(path/'itos_wt103.pkl', 'rb') as f: vocab = list(_OnlyLists(f).load())
     weights = torch.load(path/f'lstm_{name}.pth', map_location='cpu', weights_only=True)
     return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
@@ -43,7 +45,7 @@ def pretrained_lm(
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 
-# %% ../nbs/03_language_model.ipynb #90459f01
+# %% ../nbs/03_language_model.ipynb #9d8dbaf5
 def lm_learner(
     dls:DataLoaders, # language model `DataLoaders`, with the vocabulary that the learner is to have
     pretrained:str='wiki', # as in `pretrained_lm`
@@ -51,7 +53,7 @@ def lm_learner(
     backwards:bool=False,
     **kwargs # passed on to `language_model_learner`
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
-    "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (ULMFiT, section 3.2)"
+    "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards)
     learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **config}, pretrained=False, drop_mult=drop_mult,
                                    metrics=[accuracy, Perplexity()], **kwargs)

@@ -51,12 +51,12 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #bbd6668e
+# %% ../nbs/05_unfreezing.ipynb #6f4cba4a
 class GroupLRs(Callback):
     "Notes each group's learning rate at every step, 0 where it is frozen"
     run_valid,order = False,Recorder.order+1
     def before_fit(self): self.rows = []
-    def before_step(self): self.rows.append([h['lr']*(i >= self.learn.opt.frozen_idx) for i,h in enumerate(self.learn.opt.hypers)])
+    def after_batch(self): self.rows.append([h['lr']*(i >= self.learn.opt.frozen_idx) for i,h in enumerate(self.learn.opt.hypers)])
 
 def _restart(learn, seed):
     "Random numbers and the order of the loaders as a fresh process with this seed would have them"
@@ -91,6 +91,7 @@ def fit_stages(
     for i,s in list(enumerate(stages))[start:]:
         _restart(learn, seed+i)
         learn.freeze_to(s.freeze_to)
+        for p in learn.model.parameters(): p.grad = None                  # a group frozen again would still decay with its old gradient
         with learn.added_cbs(GroupLRs()) as l:
             learn.fit_one_cycle(s.epochs, s.lr)
             steps = pd.DataFrame(learn.group_l_rs.rows).add_prefix('g')
