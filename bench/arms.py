@@ -31,7 +31,8 @@ starts = dict(scratch='none', direct='wiki', wiki='wiki', movies='movies')
 lm_grid = [dict(lm_epochs=(1, 2), lm_lrs=(2e-2, 5e-3)), dict(lm_epochs=(1, 2), lm_lrs=(1e-2, 2e-3))]
 clas_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),
              dict(epochs=(1, 1, 1, 3), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.3),
-             dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.5)]
+             dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.5),
+             dict(epochs=(2, 2, 2, 8), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3)]
 scratch_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),          # `lrs[1]` throughout, all layers at once
                 dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 5e-3, 5e-3, 5e-3), bs=16, drop_mult=0.5)]
 
@@ -56,13 +57,18 @@ def choose(work, start, folds=3):
     df = get_texts(seed=0)
     df = df[df.part != 'test'].reset_index(drop=True)
     df['toks'] = tokenize(df.text)
-    lab, rows = df[df.part == 'train'].reset_index(drop=True), []
+    lab, file = df[df.part == 'train'].reset_index(drop=True), results/f'settings-{start}.json'
+    rows = json.loads(file.read_text())['tried'] if file.exists() else []
+    def tried(what, g):
+        "The row of a setting that an earlier call has tried; a grid may grow"
+        return next((r for r in rows if r['what'] == what and all(r[k] == (list(v) if isinstance(v, tuple) else v) for k, v in g.items())), None)
     def note(**r): rows.append(r); print(json.dumps(r), flush=True)
     (_, old, sizes), enc, lms = pretrained_lm(start), None, []
     vocab = text_vocab(df[~df.is_valid].toks, old)
     if start != 'none':
         enc = save_encoder(lm_learner(text_dls(df, vocab, is_lm=True, device='cpu'), start), work/f'choose-{start}.safetensors')
         for g in lm_grid:
+            if r := tried('language model', g): lms.append(r['perplexity'][-1]); continue
             set_seed(0)
             learn = lm_learner(text_dls(df, vocab, is_lm=True, device='cpu'), start)
             t, h = time.time(), _quiet(learn, lm_stages(**{k[3:]: v for k, v in g.items()}), 0)
@@ -70,6 +76,7 @@ def choose(work, start, folds=3):
             note(start=start, what='language model', **g, perplexity=h.perplexity.tolist(), seconds=time.time() - t)
     grid, accs = clas_grid if enc else scratch_grid, []
     for g in grid:
+        if r := tried('classifier', g): accs.append(r['accuracy']); continue
         t, right = time.time(), []
         for fold, (_, va) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(lab.text, lab.label)):
             set_seed(fold)
@@ -81,7 +88,7 @@ def choose(work, start, folds=3):
         note(start=start, what='classifier', **g, accuracy=accs[-1], folds=right, seconds=time.time() - t)
     best = {**grid[int(np.argmax(accs))], **(lm_grid[int(np.argmin(lms))] if lms else {})}
     results.mkdir(exist_ok=True)
-    with replacing(results/f'settings-{start}.json') as tmp:
+    with replacing(file) as tmp:
         tmp.write_text(json.dumps(dict(start=start, best=best, tried=rows, folds=folds, seed=0, machine=machine()), indent=1) + '\n')
 
 # --- every arm, every seed ----------------------------------------------------------------------------------------------------------------
