@@ -3,7 +3,7 @@ VENV      ?= .venv
 PYTHON    ?=
 PIP_ARGS  ?=
 # what cross-validation on the training reviews chose: bench/results/settings-movies.json
-DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --epochs 2 2 2 6 --lrs 2e-2 1e-2 5e-3 5e-3 --drop-mult 0.5 --bs 16
+DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --epochs 2 2 2 8 --lrs 2e-2 2e-2 2e-2 2e-2 --bs 16
 
 BIN  := $(VENV)/bin
 .DEFAULT_GOAL := help

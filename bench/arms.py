@@ -117,16 +117,17 @@ def run(work, src, part, only):
         with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{time.time() - t:.1f}\n')
 
 def collect(work, src):
-    "Accuracy of each arm and seed; mean, interval over texts and seeds, and paired differences"
+    "Accuracy of each arm and seed that all arms have run; mean, interval over texts and seeds, and paired differences"
     rows, right = [], {}
+    seeds = [s for s in SEEDS if all((work/src/f'{a}-{s}'/'predictions.csv').exists() for a in (*starts, 'tfidf'))]
     for arm in (*starts, 'tfidf'):
-        for seed in SEEDS:
+        for seed in seeds:
             p = pd.read_csv(work/src/f'{arm}-{seed}'/'predictions.csv', keep_default_na=False)
             right.setdefault(arm, []).append((p.label == p.predicted).to_numpy(float))
             rows.append(dict(arm=arm, name=names[arm], starts_from=starts.get(arm, ''), seed=seed, accuracy=right[arm][-1].mean(), n=len(p)))
     df = get_texts(source(src)[0], split_col=source(src)[1])
     most = (majority(df) == df.label[df.part == 'test']).to_numpy(float)
-    right['majority'] = [most]*len(SEEDS)
+    right['majority'] = [most]*len(seeds)
     summary = [dict(arm=a, name=names[a], accuracy=float(np.mean(r)), sd_over_seeds=float(np.std([o.mean() for o in r], ddof=1)), seeds=len(r), n=len(r[0]),
                     **dict(zip(('mean', 'low', 'high'), map(float, paired_difference(r, np.zeros_like(r)))))) for a, r in right.items()]
     pairs = [('direct', 'scratch'), ('wiki', 'direct'), ('movies', 'wiki'), ('movies', 'tfidf'), ('wiki', 'tfidf')]
@@ -135,7 +136,7 @@ def collect(work, src):
     stem = 'arms' if src == 'mini' else f'arms-{src}'
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
-        tmp.write_text(json.dumps(dict(source=src, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in starts},
+        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in starts},
                                        command=f'python bench/arms.py run --source {src}', machine=machine()), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 
