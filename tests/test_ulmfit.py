@@ -99,7 +99,7 @@ def test_foreign_pickle_runs_no_code(tmp_path, monkeypatch):
         def __reduce__(self): return (os.system, (f'touch {tmp_path}/ran',))
     home = tmp_path/'m'; home.mkdir()
     monkeypatch.setattr(lm, 'untar_data', lambda *a, **k: home)
-    (home/'itos_wt103.pkl').write_bytes(pickle.dumps(Bad()))
+    (home/'itos_wt103.pkl').write_bytes(pickle.dumps(Bad())); (home/'lstm_fwd.pth').write_bytes(b'')
     with pytest.raises(ValueError, match='list of strings'): lm.pretrained_lm('wt103')
     assert not (tmp_path/'ran').exists()
 
