@@ -50,7 +50,7 @@ def mini_reviews(
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
-# %% ../nbs/02_data.ipynb #35d55fe0
+# %% ../nbs/02_data.ipynb #a2e25b91
 def _read(f, encoding):
     try: return f.read_text(encoding=encoding)
     except (UnicodeDecodeError, LookupError) as e:
@@ -60,7 +60,7 @@ def _sub(path, name): return sorted(o for o in (path/name).iterdir() if o.is_dir
 
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
-    labels:list=None, # names of the class folders; default every folder in `train` that holds texts, but those in `unlabelled`
+    labels:list=None, # names of the class folders; default every folder in `train` but those in `unlabelled`
     unlabelled:list=('unsup',), # folders, in `path` or in `train`, whose texts have no label
     encoding:str='utf8'
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, and `file` relative to `path`

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['save_encoder', 'load_encoder', 'encoder_vocab']
 
-# %% ../nbs/04_encoder.ipynb #0e94afa2
-import itertools, torch
+# %% ../nbs/04_encoder.ipynb #2423c0d7
+import itertools
 from pathlib import Path
 from fastai.text.all import *
 from .files import load_meta, load_weights, save_weights
