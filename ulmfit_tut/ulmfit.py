@@ -102,7 +102,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #c3aaca76
+# %% ../nbs/06_ulmfit.ipynb #c7c909a8
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -151,7 +151,7 @@ def ulmfit(
     for name,settings in [*_others(c), (_name(pretrained, lm_epochs), c)]:
         if progress: print(f'\n{name}')
         state,start = out/'state'/name.replace(',', ''),settings['pretrained']
-        learn,hist,lrs,secs,stages = _arm(df, vocab_for(start), settings, sizes, state, progress)
+        learn,hist,lrs,secs,stages = _arm(df, vocab if start == pretrained else vocab_for(start), settings, sizes, state, progress)
         frame = predict_frame(learn, test)
         preds.append((name, '' if start == 'none' else start, frame.iloc[:, 2]))
 
