@@ -28,13 +28,16 @@ names = dict(majority='majority class', tfidf='TF-IDF + logistic regression', sc
 starts = dict(scratch='none', direct='wiki', wiki='wiki', movies='movies')
 
 # What `choose` chooses from. The first classifier setting is the tutorial's.
-lm_grid = [dict(lm_epochs=(1, 2), lm_lrs=(2e-2, 5e-3)), dict(lm_epochs=(1, 2), lm_lrs=(1e-2, 2e-3))]
+lm_grid = [dict(lm_epochs=(1, 2), lm_lrs=(2e-2, 5e-3)), dict(lm_epochs=(1, 2), lm_lrs=(1e-2, 2e-3)), dict(lm_epochs=(1, 4), lm_lrs=(2e-2, 1e-2))]
 clas_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),
              dict(epochs=(1, 1, 1, 3), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.3),
              dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 1e-2, 5e-3, 5e-3), bs=16, drop_mult=0.5),
-             dict(epochs=(2, 2, 2, 8), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3)]
+             dict(epochs=(2, 2, 2, 8), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3),
+             dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3),
+             dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.5)]
 scratch_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),          # `lrs[1]` throughout, all layers at once
-                dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 5e-3, 5e-3, 5e-3), bs=16, drop_mult=0.5)]
+                dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 5e-3, 5e-3, 5e-3), bs=16, drop_mult=0.5),
+                dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 1e-2, 1e-2, 1e-2), bs=16, drop_mult=0.3)]
 
 def imdb_2000(seed=0):
     "1,000 train, 1,000 test and 2,000 unsup reviews of IMDb, half of each class, chosen by `seed`"
