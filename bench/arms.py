@@ -14,7 +14,9 @@ import numpy as np, pandas as pd, torch
 from fastai.text.all import set_seed, untar_data, URLs
 from sklearn.model_selection import StratifiedKFold
 from ulmfit_tut.compare import majority, paired_difference, tfidf
-from ulmfit_tut.data import get_texts, text_dls, text_vocab, texts_from_folder, tokenize
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import get_texts, texts_from_folder
 from ulmfit_tut.encoder import save_encoder
 from ulmfit_tut.files import replacing
 from ulmfit_tut.lm import lm_learner, pretrained_lm
@@ -59,21 +61,20 @@ def choose(work, start, folds=3):
     "Language model settings by perplexity on its validation part, classifier settings by accuracy over folds of train"
     df = get_texts(seed=0)
     df = df[df.part != 'test'].reset_index(drop=True)
-    df['toks'] = tokenize(df.text)
-    lab, file = df[df.part == 'train'].reset_index(drop=True), results/f'settings-{start}.json'
+    corpus, lab, file = text_corpus(df), df[df.part == 'train'], results/f'settings-{start}.json'
     rows = json.loads(file.read_text())['tried'] if file.exists() else []
     def tried(what, g):
         "The row of a setting that an earlier call has tried; a grid may grow"
         return next((r for r in rows if r['what'] == what and all(r[k] == (list(v) if isinstance(v, tuple) else v) for k, v in g.items())), None)
     def note(**r): rows.append(r); print(json.dumps(r), flush=True)
     (_, old, sizes), enc, lms = pretrained_lm(start), None, []
-    vocab = text_vocab(df[~df.is_valid].toks, old)
+    vocab = corpus.vocab(old)
     if start != 'none':
-        enc = save_encoder(lm_learner(text_dls(df, vocab, is_lm=True, device='cpu'), start), work/f'choose-{start}.safetensors')
+        enc = save_encoder(lm_learner(text_dls(corpus, vocab, is_lm=True, device='cpu'), start), work/f'choose-{start}.safetensors')
         for g in lm_grid:
             if r := tried('language model', g): lms.append(r['perplexity'][-1]); continue
             set_seed(0)
-            learn = lm_learner(text_dls(df, vocab, is_lm=True, device='cpu'), start)
+            learn = lm_learner(text_dls(corpus, vocab, is_lm=True, device='cpu'), start)
             t, h = time.time(), _quiet(learn, lm_stages(**{k[3:]: v for k, v in g.items()}), 0)
             lms.append(float(h.perplexity.iloc[-1]))
             note(start=start, what='language model', **g, perplexity=h.perplexity.tolist(), seconds=time.time() - t)
@@ -83,7 +84,7 @@ def choose(work, start, folds=3):
         t, right = time.time(), []
         for fold, (_, va) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(lab.text, lab.label)):
             set_seed(fold)
-            dls = text_dls(lab.assign(is_valid=np.isin(range(len(lab)), va)), vocab, bs=g['bs'], device='cpu')
+            dls = text_dls(corpus, vocab, bs=g['bs'], valid=lab.index[va], device='cpu')
             learn = classifier_learner(dls, sizes, enc, g['drop_mult'])
             stages = classifier_stages(g['lrs'], g['epochs']) if enc else [Stage(0, sum(g['epochs']), g['lrs'][1])]
             right.append(_quiet(learn, stages, fold).accuracy.tolist())

@@ -4,6 +4,9 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.text.all import AWD_LSTM, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
 from ulmfit_tut import files, lm, ulmfit as job
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import get_texts
 from ulmfit_tut.ulmfit import ulmfit
 
 fast = dict(split_col='part', lm_epochs=(1, 1), bs=8, seq_len=16, progress=False, device='cpu')
@@ -119,8 +122,7 @@ def test_command(tmp_path):
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0
 
 def test_backwards_reads_from_the_end(short, tmp_path):
-    from ulmfit_tut.data import get_texts, text_dls, text_vocab, tokenize
-    df = get_texts(short, split_col='part'); df['toks'] = tokenize(df.text)
-    a, b = (text_dls(df, text_vocab(df.toks), backwards=o, device='cpu').valid_ds[0][0] for o in (False, True))
+    corpus = text_corpus(get_texts(short, split_col='part'))
+    a, b = (text_dls(corpus, corpus.vocab(), backwards=o, device='cpu').valid_ds[0][0] for o in (False, True))
     assert a.tolist() == b.tolist()[::-1] and a[0] == 2
     ulmfit(short, tmp_path/'run', 'none', backwards=True, **{**fast, 'lm_epochs': (0, 0), 'compare': ()})

@@ -8,7 +8,7 @@ __all__ = ['parse_args', 'main']
 # %% ../nbs/api/cli.ipynb #8d9b75e0
 import argparse, sys, warnings
 
-# %% ../nbs/api/cli.ipynb #f396777c
+# %% ../nbs/api/cli.ipynb #b2681ebd
 def parse_args(
     args:list=None # words of the command line; default those of this process
 ) -> dict: # arguments of `ulmfit`
@@ -36,7 +36,7 @@ def parse_args(
     add('--backwards', action='store_true', help='read texts from the end'); add('--seed', type=int, default=42, help='fixes every random choice')
     add('--compare', nargs='*', default=['majority', 'tfidf'], choices=['majority', 'tfidf', 'scratch', 'direct'], help='what else is run on the same texts')
     add('--device', choices=['cpu', 'cuda', 'mps'], help='default the fastest at hand')
-    add('--quiet', action='store_true', help='no progress bars')
+    add('--cache', help='folder of tokenized texts'); add('--quiet', action='store_true', help='no progress bars')
     res = vars(p.parse_args(args))
     return {**{k: tuple(v) if isinstance(v, list) else v for k,v in res.items() if k != 'quiet'}, 'progress': not res['quiet']}
 

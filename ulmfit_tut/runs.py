@@ -65,16 +65,18 @@ def write_json(
     "Anything that JSON can hold, all or nothing"
     with replacing(file) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf8')
 
-# %% ../nbs/api/runs.ipynb #21b200fd
+# %% ../nbs/api/runs.ipynb #0d14ed3b
 def data_table(
-    df:pd.DataFrame, # `part`, `label`, `is_valid`, `toks`
+    corpus, # `TextCorpus`
     vocab:list
 ) -> pd.DataFrame: # a row per part and label: texts, tokens, and the share of them that is not in `vocab`
     "What went in"
-    known = set(vocab)
-    g = df.assign(part=np.where(df.is_valid & df.part.eq('train'), 'valid', df.part), tokens=df.toks.map(len), unk=df.toks.map(lambda o: sum(t not in known for t in o)))
-    g = g.groupby(['part', 'label'], sort=True).agg(texts=('text', 'size'), tokens=('tokens', 'sum'), unk=('unk', 'sum')).reset_index()
-    return g.assign(unknown=g.unk/g.tokens).drop(columns='unk')
+    known,df,rows = set(vocab),corpus.df,[]
+    part = df.part.where(~(df.is_valid & df.part.eq('train')), 'valid')
+    for (p,l),idx in sorted(df.groupby([part, 'label']).indices.items()):
+        n = corpus.counts(idx)
+        rows.append(dict(part=p, label=l, texts=len(idx), tokens=sum(n.values()), unknown=sum(c for t,c in n.items() if t not in known)/max(sum(n.values()), 1)))
+    return pd.DataFrame(rows)
 
 def _interval(k, n): return dict(zip(('low', 'high'), wilson(round(k), n)))
 
@@ -104,7 +106,7 @@ def comparison(
         rows.append(dict(arm=name, starts_from=start, accuracy=right/len(truth), **_interval(right, len(truth)), n=len(truth)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/api/runs.ipynb #389b1738
+# %% ../nbs/api/runs.ipynb #be392b44
 def seconds_a_token(
     config:dict, # sizes of the network
     vocab_sz:int, bs:int, seq_len:int,
@@ -126,14 +128,15 @@ def seconds_a_token(
     return tuple(res)
 
 def say_plan(
-    df:pd.DataFrame, vocab:list, old:list, # the texts, the vocabulary, and that of the pretrained model
+    corpus, vocab:list, old:list, # the texts (`TextCorpus`), the vocabulary, and that of the pretrained model
     c:dict, # settings
     sizes:dict, # of the network
     out:Path, goes_on:bool
 ):
     "Print what will be done, and about how long it takes"
-    train = df[df.part.ne('test') & ~df.is_valid]
-    lm,clas = train.toks.map(len).sum(),(train[train.part.eq('train')].toks.map(len)//c['seq_len'] + 1).sum()*c['seq_len']
+    df,lens = corpus.df,np.diff(corpus.offsets)
+    train = (df.part.ne('test') & ~df.is_valid).to_numpy()
+    lm,clas = lens[train].sum(),(lens[train & df.part.eq('train')]//c['seq_len'] + 1).sum()*c['seq_len']
     a,b = seconds_a_token(sizes, len(vocab), c['bs'], c['seq_len'], torch.device(c['device']))
     secs = lm*sum(c['lm_epochs'])*a + clas*sum(c['epochs'])*b*(1 + sum(o in c['compare'] for o in ('scratch', 'direct')))
     parts = ', '.join(f'{n:,} {p}' for p,n in df.part.value_counts().items())

@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['classifier_learner', 'predict_frame', 'ulmfit']
 
-# %% ../nbs/06_ulmfit.ipynb #d9c23b4c
+# %% ../nbs/06_ulmfit.ipynb #1d2b03b7
 import contextlib, hashlib, json, platform, shutil, time
 from importlib.metadata import version
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .compare import majority, tfidf
-from .data import get_texts, get_tokenizer, tokenize, text_vocab, text_dls
+from .batches import text_dls
+from .corpus import text_corpus
+from .data import get_texts
 from .encoder import save_encoder, load_encoder
 from .files import load_meta, load_weights, save_weights
 from .lm import lm_learner, pretrained_lm
 from .report import report
 from .runs import arms, check_settings, comparison, data_table, say_plan, stage_rows, unfinished, write_csv, write_json
+from .tokens import get_tokenizer
 from .unfreeze import Stage, classifier_stages, fit_stages, lm_stages
 
 # %% ../nbs/06_ulmfit.ipynb #29ee9059
@@ -33,13 +36,13 @@ def classifier_learner(
                                     seq_len=seq_len, metrics=accuracy, **kwargs)
     return load_encoder(learn, encoder) if encoder else learn
 
-# %% ../nbs/06_ulmfit.ipynb #b7e3f853
+# %% ../nbs/06_ulmfit.ipynb #f4b3475c
 def predict_frame(
     learn:Learner, # text classifier
-    df:pd.DataFrame # `text`, `label`, `toks`
+    df:pd.DataFrame # `text`, `label`
 ) -> pd.DataFrame: # `text`, `label`, `predicted`, and a probability for each class
     "What the classifier says of each text"
-    with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(df.reset_index(drop=True)))
+    with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(df.text.tolist()))
     classes = list(learn.dls.vocab[1])
     return pd.concat([df[['text', 'label']].reset_index(drop=True).assign(predicted=[classes[i] for i in probs.argmax(1)]),
                       pd.DataFrame(probs.float().numpy(), columns=classes)], axis=1)
@@ -61,8 +64,8 @@ def _fit(learn, name, stages, state, seed):
     hist,lrs = (pd.concat([pd.DataFrame(m[k]) for m in metas], ignore_index=True).assign(phase=name) for k in ('history', 'lrs'))
     return hist,lrs,[m['seconds'] for m in metas]
 
-# %% ../nbs/06_ulmfit.ipynb #02641a74
-def _arm(df, vocab, c, sizes, state, show):
+# %% ../nbs/06_ulmfit.ipynb #7a753d58
+def _arm(corpus, vocab, c, sizes, state, show):
     "Language model, encoder, classifier by the settings `c`; goes on from the files in `state`"
     state.mkdir(parents=True, exist_ok=True)
     hists,lrs,secs,rows = [],[],[],[]
@@ -76,15 +79,15 @@ def _arm(df, vocab, c, sizes, state, show):
         lrs.append(l[['phase', 'step', *(o for o in l if o[1:].isdigit())]])
         secs.extend(dict(phase=phase, stage=i+1, seconds=o) for i,o in enumerate(s))
         rows.extend(stage_rows(stages, h, phase, n_valid))
-    kw = dict(bs=c['bs'], seq_len=c['seq_len'], backwards=c['backwards'], lang=c['lang'], device=torch.device(c['device']))
+    kw = dict(bs=c['bs'], seq_len=c['seq_len'], backwards=c['backwards'], seed=c['seed'], device=torch.device(c['device']))
     stages,enc = lm_stages(c['lm_epochs'], c['lm_lrs']),None
     if stages or c['pretrained'] != 'none':
         set_seed(c['seed'])
-        learn = lm_learner(text_dls(df, vocab, is_lm=True, **kw), c['pretrained'], c['lm_drop_mult'], c['backwards'])
+        learn = lm_learner(text_dls(corpus, vocab, is_lm=True, **kw), c['pretrained'], c['lm_drop_mult'], c['backwards'])
         if stages: fit(learn, 'lm', stages)
         enc = save_encoder(learn, state/'encoder.safetensors')
     set_seed(c['seed'])
-    dls = text_dls(df, vocab, **kw)
+    dls = text_dls(corpus, vocab, **kw)
     learn = classifier_learner(dls, sizes, enc, c['drop_mult'], c['seq_len'])
     stages = classifier_stages(c['lrs'], c['epochs']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])]
     fit(learn, 'clas', stages, len(dls.valid_ds))
@@ -102,7 +105,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #c7c909a8
+# %% ../nbs/06_ulmfit.ipynb #0cbc8714
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -121,14 +124,15 @@ def ulmfit(
     seed:int=42, # on a CPU two runs with one seed write the same bytes, times apart
     compare=('majority', 'tfidf'), # arms beside the main one: any of `majority`, `tfidf`, `scratch`, `direct`
     device:str=None, # `cpu` or `cuda`; default the fastest at hand. On `cuda` it trains in fastai's `to_fp16`
+    cache:Path=None, # folder of tokenized corpora, as in `text_corpus`
     progress:bool=True # bars and a line per epoch
 ) -> pd.DataFrame: # a row per stage, with its seconds
     "ULMFiT from reviews to a classifier that was tested once; writes the run folder `out`. Bad input is a `ValueError` or `OSError` before any work"
-    c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'progress')}
+    c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],out = str(device or default_device()),listify(compare),Path(out)
     check_settings(c)
     weights,old,sizes = pretrained_lm(pretrained, backwards)
-    try: get_tokenizer(lang)
+    try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
     sha = lambda b: hashlib.sha256(b).hexdigest()
@@ -136,14 +140,13 @@ def ulmfit(
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
         'versions': {'python': platform.python_version()} | {o: version(o) for o in ('fastai', 'torch', 'spacy')}}))
     goes_on = unfinished(out, config)
-    df['toks'] = tokenize(df.text, lang)
-    seen = df[df.part.ne('test') & ~df.is_valid].toks
-    vocab_for = lambda start: text_vocab(seen, pretrained_lm(start, backwards)[1], min_freq, max_vocab)
+    corpus = text_corpus(df, tok, cache)
+    vocab_for = lambda start: corpus.vocab(pretrained_lm(start, backwards)[1], min_freq, max_vocab)
     vocab = vocab_for(pretrained)
-    for is_lm in (False, True): text_dls(df, vocab, is_lm, bs, seq_len, device='cpu')       # raises where texts do not fill a batch
+    for is_lm in (False, True): text_dls(corpus, vocab, is_lm, bs, seq_len, device='cpu')       # raises where texts do not fill a batch
     out.mkdir(parents=True, exist_ok=True)
     write_json({**config, 'vocab_sz': len(vocab)}, out/'config.json')
-    say_plan(df, vocab, old, c, sizes, out, goes_on)
+    say_plan(corpus, vocab, old, c, sizes, out, goes_on)
 
     test,preds = df[df.part.eq('test')],[]
     if 'majority' in c['compare']: preds.append((arms['majority'], '', majority(df)))
@@ -151,12 +154,12 @@ def ulmfit(
     for name,settings in [*_others(c), (_name(pretrained, lm_epochs), c)]:
         if progress: print(f'\n{name}')
         state,start = out/'state'/name.replace(',', ''),settings['pretrained']
-        learn,hist,lrs,secs,stages = _arm(df, vocab if start == pretrained else vocab_for(start), settings, sizes, state, progress)
+        learn,hist,lrs,secs,stages = _arm(corpus, vocab if start == pretrained else vocab_for(start), settings, sizes, state, progress)
         frame = predict_frame(learn, test)
         preds.append((name, '' if start == 'none' else start, frame.iloc[:, 2]))
 
     table,stages,secs = comparison(preds, test.label),pd.DataFrame(stages),pd.DataFrame(secs)
-    for t,f in dict(data=data_table(df, vocab), history=hist, metrics=stages, lrs=lrs, predictions=frame, comparison=table, timings=secs).items(): write_csv(f, out/f'{t}.csv')
+    for t,f in dict(data=data_table(corpus, vocab), history=hist, metrics=stages, lrs=lrs, predictions=frame, comparison=table, timings=secs).items(): write_csv(f, out/f'{t}.csv')
     if (state/'encoder.safetensors').exists(): shutil.copyfile(state/'encoder.safetensors', out/'encoder.safetensors')
     else: save_encoder(learn, out/'encoder.safetensors')
     save_weights(out/'classifier.safetensors', {k: v for k,v in learn.model.state_dict().items() if 'encoder_dp' not in k}, vocab=vocab,

@@ -1,0 +1,87 @@
+"""The same tokens as fastai's, for text nobody planned for."""
+import multiprocessing, re, sys
+import pytest
+from fastai.text.all import SpacyTokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg
+from hypothesis import given, settings, strategies as st
+from ulmfit_tut import tokens
+from ulmfit_tut.tokens import ChunkTokenizer, encode_texts, get_tokenizer, rule_sets, tokenize
+
+stock = {r: TokenizeWithRules(SpacyTokenizer('en'), rule_sets[r]) for r in rule_sets}
+ours = {r: ChunkTokenizer(r, max_chunks=3000) for r in rule_sets}                 # small, so that it starts again on the way
+for o in ours.values(): o._reset()
+
+def same(texts):
+    for r in rule_sets:
+        for text, a, b in zip(texts, ours[r](texts), stock[r](texts)): assert list(a) == list(b), (r, text)
+
+blanks = [' ', ' ', ' ', '  ', '\n', '\n\n', ' \n', '\n ', '\t', '\r\n', '\x0b', '\x1c', '\x85', '\xa0', ' ', '\u2028', '　', '<br />', 'nbsp;', '\\n', '&#10;', '&#32;', ' @-@ ', ' @.@ ']
+bits = list('abcABI019.,:;!?\'"()-–—…/#\\&<>*_=[]{}@$%^~|`´’‘“”°') + defaults.text_spec_tok + ['no', 'No', 'NO', 'aaa', '!!!', '...', '1111', '--', '<unk>', 'http://a.b/c?d=e&f',
+    'a@b.co', 'U.S.', 'e.g.', '10km', '$5', '5%', 'é', 'É', 'ß', 'ẞ', 'İ', 'ı', 'ſ', 'K', 'Σ', 'ς', 'ΑΣ', '😀', '👩', '\u200d', '️', '👍🏽', '日本', 'مرحبا', 'ไทย',
+    '\u0301', '\u200b', '\ufeff', '\x00', '\x07', '\x7f', 'amp;', '&amp;', 'camp;', '#39;', '&lt;', 'quot;', '\\"', '²', '½', '٣', 'ǅ', 'ﬁ']
+special = sorted(ours['fastai'].special)
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.text(st.characters(codec='utf-8')), max_size=5))
+def test_unicode(texts): same(texts)
+
+@settings(max_examples=1200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(bits + special), st.sampled_from(['', *blanks])).map(''.join), max_size=14).map(''.join))
+def test_made_to_break_it(text): same([text])
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(special), st.sampled_from(['', ' ', '\n'])).map(''.join), max_size=8).map(''.join))
+def test_special_cases_side_by_side(text): same([text])
+
+@settings(max_examples=400, deadline=None)
+@given(st.tuples(st.sampled_from(['', '"', '(']), st.sampled_from([*special, 'film', 'Film', 'FILM', 'FiLm', 'a', 'I', 'well-made']), st.sampled_from(['', "'s", "'S", '-x']),
+       st.sampled_from(['', *',.!?;:']), st.sampled_from(['', '"', ')']), st.sampled_from(['', *',.!?;:'])).map(''.join))
+def test_words_with_punctuation(text): same([text])
+
+@pytest.mark.parametrize('text', ['', ' ', '\n', '\x00', '\x00 no no no', 'x\naaa', 'x\nb', '1111 1 1', 'x\nno no no', 'no no no yes yes yes', 'x\n/b', '\n\n  y', '😀\u200d👩:-) :3—é',
+    'a ' + '1'*111 + ' 1 1', "''em ''", 'http://www.imdb.com/title/tt0111161/', 'xxpad xxbos xxfld 1'])
+def test_by_hand(text): same([text])
+
+def test_blanks_are_what_str_says():
+    "`split`, the pattern for blanks and spaCy must mean the same characters"
+    for c in map(chr, range(sys.maxunicode + 1)): assert bool(re.match(r'\s', c)) == c.isspace() == (not f'a{c}b'.split()[0] == f'a{c}b')
+
+def test_starting_again_changes_nothing(short):
+    a, b = ChunkTokenizer(max_chunks=10), ChunkTokenizer()
+    for k in range(0, 60, 20):
+        texts = short.text[k:k+20].tolist()
+        assert list(a(texts)) == list(b(texts))
+    assert a.n < b.n
+
+@pytest.mark.parametrize('how', ['fork', 'spawn'])
+def test_processes(short, how, monkeypatch):
+    if how not in multiprocessing.get_all_start_methods(): pytest.skip(f'{how}: not on this system')
+    monkeypatch.setattr(tokens.multiprocessing, 'get_context', lambda _, get=multiprocessing.get_context: get(how))
+    texts = short.text.tolist()*12
+    assert tokenize(texts, n_workers=2) == tokenize(texts, n_workers=0)
+
+def test_long_text():
+    "spaCy alone refuses more than 1,000,000 characters"
+    text = 'A long, long film. '*60_000
+    assert len(text) > 1_000_000
+    toks, = tokenize([text])
+    once, = tokenize(['A long, long film. '])
+    assert toks == once[:1] + once[1:]*60_000
+
+def test_other_tokenizers(short):
+    texts = short.text[:20].tolist()
+    tok = get_tokenizer(tok=lambda ts: (t.split() for t in ts), rules=[str.lower])
+    assert tokenize(texts, tok) == [t.lower().split() for t in texts]
+    assert tokenize(texts, get_tokenizer('de')) == [list(o) for o in TokenizeWithRules(SpacyTokenizer('de'))(texts)]
+
+def test_threads(short):
+    "One tokenizer, eight threads"
+    from concurrent.futures import ThreadPoolExecutor
+    tok, texts = ChunkTokenizer(), short.text.tolist()
+    with ThreadPoolExecutor(8) as ex: res = list(ex.map(lambda t: list(next(tok([t]))), texts))
+    assert res == [list(o) for o in ChunkTokenizer()(texts)]
+
+@pytest.mark.skipif(not (fastai_cfg().path('data')/'imdb').exists(), reason='IMDb is not in fastai\'s data folder')
+def test_imdb():
+    files = sorted((fastai_cfg().path('data')/'imdb'/'test').glob('*/*.txt'))[::25]
+    assert len(files) == 1000
+    same([f.read_text(encoding='utf8') for f in files])
