@@ -2,12 +2,12 @@
 VENV      ?= .venv
 PYTHON    ?=
 PIP_ARGS  ?=
-# what cross-validation on the training reviews chose: bench/results/settings-movies.json
+# what cross-validation on the training reviews chose (bench/results/settings-movies.json), but two language model epochs of five, for time
 DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --epochs 2 2 2 8 --lrs 2e-2 2e-2 2e-2 2e-2 --bs 16
 
 BIN  := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab readme dist clean setup setup-nb
+.PHONY: help demo test bench lab readme dist clean setup setup-nb
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -15,6 +15,7 @@ help: ## list the targets
 	@echo "  All but help and clean first set up $(VENV), once. Variables:"
 	@echo "    PYTHON=python3.13     the Python that $(VENV) is made with; VENV=.venv-313 keeps a second one beside the first"
 	@echo "    DEMO_ARGS='--seed 1'  options for the demo's command, see $(BIN)/ulmfit --help"
+	@echo "    BENCH_ARGS='--sizes imdb'  all of IMDb, see bench/README.md"
 	@echo "    PIP_ARGS=...          options for pip install"
 
 demo: setup ## ULMFiT end to end on the embedded reviews, into runs/demo
@@ -24,6 +25,9 @@ demo: setup ## ULMFiT end to end on the embedded reviews, into runs/demo
 
 test: setup ## every gate: clean, export, readme, notebooks, pytest
 	@$(BIN)/python tests/gates.py
+
+bench: setup ## texts to batches, stock fastai and ours side by side: bench/results/text.json
+	@$(BIN)/python -W ignore bench/text.py $(BENCH_ARGS)
 
 lab: setup-nb ## the notebooks in JupyterLab
 	@PATH="$$(cd $(BIN) && pwd):$$PATH" $(BIN)/python -m jupyterlab nbs

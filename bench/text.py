@@ -3,12 +3,12 @@
     python bench/text.py                        # embedded reviews, and 6,000 of IMDb where it lies: bench/results/text.json
     python bench/text.py --sizes imdb           # all 100,000: stock takes ten minutes and more
     python bench/text.py --sizes wiki --text F  # growth over 1, 10 and all tokens of a Wikipedia; ours alone
-    python bench/text.py --identity             # all 100,000 token by token: bench/results/tokens.json
 
+Stock's tokens are compared with ours one by one. For all of IMDb their digest goes to bench/results/tokens.json, which a test reads.
 Every measurement is a new process. Stock and ours take turns. Memory is the sum over the process and its workers, shared pages counted once,
 above what it was when fastai was imported. Results of sizes that are not measured now stay in the file.
 """
-import argparse, hashlib, json, os, platform, shutil, subprocess, sys, tempfile, threading, time
+import argparse, hashlib, json, os, platform, shutil, subprocess, sys, tempfile, threading, time, unicodedata
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ results = Path(__file__).parent/'results'
 
 def prepare_stock(path, cache):
     from fastai.text.all import TextDataLoaders, Tokenizer, TextBlock, DataBlock, get_text_files, RandomSplitter
-    block = TextBlock(Tokenizer.from_folder(path, output_dir=cache/'tok'), is_lm=True)
+    block = TextBlock(Tokenizer.from_folder(path), is_lm=True)                        # writes beside `path`, whatever `output_dir` says
     return DataBlock(blocks=block, get_items=get_text_files, splitter=RandomSplitter(0.1, seed=42)).dataloaders(path, path=path, bs=64, device='cpu', num_workers=0)
 
 def prepare_ours(path, cache):
@@ -51,6 +51,15 @@ def clas_ours(path, cache):
     from ulmfit_tut.batches import text_dls
     return rate(text_dls(open_ours(path, cache), bs=64, device='cpu').train)
 
+def same_tokens(path, cache):
+    "Texts whose tokens differ from those that stock has written beside `cache`, and a digest of stock's"
+    c, h, differ = open_ours(path, cache), hashlib.sha256(), 0
+    for i, f in enumerate(c.df.file):
+        with open(path.with_name(f'{path.name}_tok')/f, encoding='utf8', newline='') as o: stock = o.read()
+        h.update(hashlib.sha256(stock.encode()).digest())
+        differ += stock != ' '.join(c[i])
+    return dict(texts=len(c), differ=differ, sha256=h.hexdigest())
+
 def pss(pid):
     "Memory of a process and its children in MB, shared pages by share"
     kids = [int(o) for t in Path(f'/proc/{pid}/task').glob('*/children') for o in t.read_text().split()]
@@ -72,13 +81,14 @@ def child(what, path, cache):
     path, cache, res = Path(path), Path(cache), {}
     peak = Peak(); peak.start()
     t = time.perf_counter()
-    f = dict(prepare_stock=prepare_stock, prepare_ours=prepare_ours, open_ours=open_ours, clas_stock=clas_stock, clas_ours=clas_ours)[what]
+    f = dict(prepare_stock=prepare_stock, prepare_ours=prepare_ours, open_ours=open_ours, clas_stock=clas_stock, clas_ours=clas_ours, same_tokens=same_tokens)[what]
     out = f(path, cache)
     res['seconds'] = time.perf_counter() - t
     res['peak_mb'] = max(peak.top, pss(os.getpid())) - peak.base
     peak.on = False
     if what.startswith('prepare'): res['lm_tokens_a_second'] = lm_batches(out)
     if what.startswith('clas'): res = dict(tokens_a_second=out)
+    if what == 'same_tokens': res = out
     if what == 'prepare_ours':
         m = out.train_ds.corpus_text.corpus
         res.update(tokens=m.meta['tokens'], texts=len(m), read_whole=m.meta['read_whole'], disk_mb=sum(f.stat().st_size for f in m.path.iterdir())/1e6)
@@ -88,7 +98,7 @@ def measure(what, path, cache):
     r = subprocess.run([sys.executable, __file__, '--child', what, str(path), str(cache)], capture_output=True, text=True, cwd=root)
     if r.returncode: raise SystemExit(r.stderr)
     res = json.loads(r.stdout.splitlines()[-1])
-    print(f'  {what}: ' + ', '.join(f'{k} {v:,.1f}' if isinstance(v, float) else f'{k} {v:,}' for k, v in res.items()), flush=True)
+    print(f'  {what}: ' + ', '.join(f'{k} {v}' if isinstance(v, str) else f'{k} {v:,.1f}' if isinstance(v, float) else f'{k} {v:,}' for k, v in res.items()), flush=True)
     return res
 
 # --- sizes --------------------------------------------------------------------------------------------------------------------------------
@@ -114,18 +124,20 @@ def compare(size, repeats):
         for f in path.rglob('*.txt'): f.read_bytes()                    # files in the page cache, for both
         print(f'{size}, {repeats} times', flush=True)
         for i in range(repeats):
+            shutil.rmtree(path.with_name(f'{path.name}_tok'), ignore_errors=True)
             runs['prepare_stock'].append(measure('prepare_stock', path, tmp/f'stock{i}'))
             for what in ('prepare_ours', 'open_ours'): runs[what].append(measure(what, path, tmp/f'ours{i}'))
+        same = measure('same_tokens', path, tmp/'ours0')
         for i in range(repeats if size != 'imdb' else 0):
             for what in ('clas_stock', 'clas_ours'): runs[what].append(measure(what, path, tmp/'ours0'))
-        for p in path.parent.glob(f'{path.name}_tok'): shutil.rmtree(p)
+        shutil.rmtree(path.with_name(f'{path.name}_tok'))
     med = lambda what, k: sorted(r[k] for r in runs[what])[repeats//2]
     res = {w: {k: med(w, k) for k in r[0]} for w, r in runs.items() if r}
     res['ratios'] = dict(prepare=med('prepare_stock', 'seconds')/med('prepare_ours', 'seconds'),
                          lm_batches=med('prepare_ours', 'lm_tokens_a_second')/med('prepare_stock', 'lm_tokens_a_second'))
     if runs['clas_ours']: res['ratios']['clas_batches'] = med('clas_ours', 'tokens_a_second')/med('clas_stock', 'tokens_a_second')
     print('  ratios: ' + ', '.join(f'{k} {v:.1f}' for k, v in res['ratios'].items()))
-    return {**res, 'repeats': repeats}
+    return {**res, 'tokens': same, 'repeats': repeats}
 
 def growth(text):
     "The first 1, 10 and all million tokens of a Wikipedia (a blank line ends an article), a file an article"
@@ -144,24 +156,6 @@ def growth(text):
             rows.append(measure('prepare_ours', out, Path(d)/'cache'))
     return rows
 
-def digest(toks): return hashlib.sha256('\0'.join(toks).encode('utf8', 'surrogatepass')).digest()
-
-def identity():
-    "A digest of stock's tokens of every review of IMDb, and how many of ours differ"
-    from fastai.text.all import parallel_tokenize, untar_data, URLs
-    from ulmfit_tut.data import get_texts
-    from ulmfit_tut.tokens import tokenize
-    texts = get_texts(untar_data(URLs.IMDB)).text.tolist()
-    h, differ, t = hashlib.sha256(), 0, time.perf_counter()
-    for a in range(0, len(texts), 5000):
-        some = texts[a:a+5000]
-        stock = [o for _, o in sorted(parallel_tokenize(some), key=lambda o: o[0])]
-        for s, o in zip(stock, tokenize(some, progress=False)):
-            h.update(digest(s))
-            differ += list(s) != o
-        print(f'{a + len(some):,} reviews, {differ} differ, {time.perf_counter() - t:.0f} s', flush=True)
-    return dict(texts=len(texts), differ=differ, sha256=h.hexdigest(), spacy=version('spacy'), fastai=version('fastai'))
-
 def save(file, new):
     file = results/file
     old = json.loads(file.read_text()) if file.exists() else {}
@@ -172,12 +166,12 @@ def save(file, new):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--sizes', nargs='*', choices=['mini', 'imdb_6000', 'imdb', 'wiki']); p.add_argument('--repeats', type=int, default=3)
-    p.add_argument('--text', help='the Wikipedia, for --sizes wiki'); p.add_argument('--identity', action='store_true'); p.add_argument('--child', nargs=3)
+    p.add_argument('--text', help='the Wikipedia, for --sizes wiki'); p.add_argument('--child', nargs=3)
     a = p.parse_args()
     if a.child: child(*a.child); sys.exit()
     machine = dict(cores=os.cpu_count(), python=platform.python_version(), processor=platform.machine(), **{o: version(o) for o in ('fastai', 'spacy', 'torch', 'numpy')})
-    if a.identity: save('tokens.json', {**identity(), 'machine': machine}); sys.exit()
     from fastai.text.all import fastai_cfg
     for size in a.sizes or ['mini', *(['imdb_6000'] if (fastai_cfg().path('data')/'imdb').exists() else [])]:
         res = dict(growth=growth(a.text)) if size == 'wiki' else compare(size, 1 if size == 'imdb' else a.repeats)
+        if size == 'imdb': save('tokens.json', {**res['tokens'], **{o: version(o) for o in ('spacy', 'fastai')}, 'unicode': unicodedata.unidata_version})
         save('text.json', {size: {**res, 'machine': machine, 'date': time.strftime('%Y-%m-%d')}})

@@ -4,7 +4,8 @@ import pytest
 from fastai.text.all import SpacyTokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg
 from hypothesis import given, settings, strategies as st
 from ulmfit_tut import tokens
-from ulmfit_tut.tokens import ChunkTokenizer, encode_texts, get_tokenizer, rule_sets, tokenize
+from ulmfit_tut.rules import rule_sets
+from ulmfit_tut.tokens import ChunkTokenizer, encode_texts, get_tokenizer, tokenize
 
 stock = {r: TokenizeWithRules(SpacyTokenizer('en'), rule_sets[r]) for r in rule_sets}
 ours = {r: ChunkTokenizer(r, max_chunks=3000) for r in rule_sets}                 # small, so that it starts again on the way
@@ -72,6 +73,16 @@ def test_other_tokenizers(short):
     tok = get_tokenizer(tok=lambda ts: (t.split() for t in ts), rules=[str.lower])
     assert tokenize(texts, tok) == [t.lower().split() for t in texts]
     assert tokenize(texts, get_tokenizer('de')) == [list(o) for o in TokenizeWithRules(SpacyTokenizer('de'))(texts)]
+
+def test_cut_off_in_the_middle():
+    "An interrupt must not leave tables that disagree"
+    tok, texts = ChunkTokenizer(), ['A good film, really good.', 'I liked the thing']
+    class Cut(dict):
+        def __getitem__(self, k): raise KeyboardInterrupt
+    tok(['A'])
+    tok.type_id = Cut()
+    with pytest.raises(KeyboardInterrupt): tok(texts)
+    assert [list(o) for o in tok(texts)] == [list(o) for o in ChunkTokenizer()(texts)]
 
 def test_threads(short):
     "One tokenizer, eight threads"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader', 'text_dls']
 
-# %% ../nbs/api/batches.ipynb #ea88518c
-import inspect
+# %% ../nbs/api/batches.ipynb #efb9efce
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
@@ -14,7 +14,7 @@ from .corpus import TextCorpus
 from .data import PadChunks, join_fields
 from .tokens import encode_texts
 
-# %% ../nbs/api/batches.ipynb #092de11a
+# %% ../nbs/api/batches.ipynb #3d6d9654
 class _Known(dict):
     def __missing__(self, k): return 0
 
@@ -22,17 +22,22 @@ def known_words(
     vocab:list # tokens; the second is `xxpad`
 ) -> Numericalize: # fastai's, with another look-up
     "`Numericalize` that leaves unknown tokens unknown, and a literal `xxpad` too"
-    if vocab[1] != PAD: raise ValueError(f'The second word of the vocabulary is {vocab[1]!r}, not {PAD!r}: fastai pads with number 1')
+    if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {list(vocab[:2])}, not {[UNK, PAD]}: fastai pads with number 1, and number 0 is unknown')
     num = Numericalize(list(vocab))
     num.o2i = _Known({t: i for i,t in reversed(list(enumerate(vocab))) if t not in (PAD, 'xxfake')})
     return num
 
+def _there(corpus):
+    if corpus is None: raise ValueError('This learner was exported or pickled, its corpus stayed behind: give texts, not rows')
+    return corpus
+
 class CorpusText(Transform):
     "The tokens of a row of a corpus; the text of a row of a table"
-    input_types = (int, str, Path, pd.Series)
+    input_types = (Integral, str, Path, pd.Series)
     def __init__(self, corpus, cols): self.corpus,self.cols = corpus,cols
     def __getstate__(self): return {**self.__dict__, 'corpus': None}                    # `export` needs no training texts
-    def encodes(self, o:int): return L(self.corpus[o])
+    def __deepcopy__(self, memo): return self
+    def encodes(self, o:Integral): return L(_there(self.corpus)[o])
     def encodes(self, o:pd.Series):
         if gone := [c for c in self.cols if c not in o.index]: raise ValueError(f'The table has no column {gone}; its columns are {list(o.index)}')
         return o[self.cols[0]] if len(self.cols) == 1 else join_fields(o.to_frame().T, self.cols)[0]
@@ -40,25 +45,31 @@ class CorpusText(Transform):
 class CorpusLabel(Transform):
     "The label of a row of a corpus, or of a table"
     input_types = CorpusText.input_types
-    def __init__(self, labels, cols): self.labels,self.cols = labels,cols
+    def __init__(self, labels, cols, classes): self.labels,self.cols,self.classes = labels,cols,classes
     def __getstate__(self): return {**self.__dict__, 'labels': None}
-    def encodes(self, o:int): return list(self.labels[o]) if isinstance(self.labels[o], tuple) else self.labels[o]
-    def encodes(self, o:pd.Series): return str(o[self.cols[0]]) if len(self.cols) == 1 else [c for c in self.cols if int(o[c])]
+    def __deepcopy__(self, memo): return self
+    def encodes(self, o:Integral): l = _there(self.labels)[o]; return list(l) if isinstance(l, tuple) else l
+    def encodes(self, o:pd.Series):
+        if len(self.cols) > 1: return [str(c) for c in self.cols if int(o[c])]
+        v = o[self.cols[0]]
+        return next((s for s in (str(v), f'{v:g}' if isinstance(v, float) else '') if s in self.classes), str(v))      # 1.0 is the class 1 where some labels are missing
 
-# %% ../nbs/api/batches.ipynb #763465c0
+# %% ../nbs/api/batches.ipynb #2eadfd65
+def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), Integral)
+
 def _source(ds):
     "Ids, starts and lengths of the texts of a dataset, and the table from ids to its vocabulary"
     if (src := getattr(ds, '_source', None)) is not None: return src
     tl = ds.tls[0]
     items = tl.items
     if not len(items): ids,starts,lens,types = np.zeros(0, np.int32),np.zeros(0, np.int64),np.zeros(0, np.int64),[]
-    elif isinstance(first(items), int):
-        c,rows = tl.corpus_text.corpus,np.array(items)
-        if c is None: raise ValueError('This learner was exported, its corpus stayed behind: give texts, not rows')
+    elif _rows(items):
+        c,rows = _there(tl.corpus_text.corpus),np.array(items)
+        if rows.min() < 0 or rows.max() >= len(c): raise ValueError(f'Rows {rows.min()} to {rows.max()} of a corpus that has 0 to {len(c) - 1}')
         ids,starts,lens,types = c.ids,c.offsets[rows],np.diff(c.offsets)[rows],c.types
     else:
         row = tl.corpus_text
-        texts = [row(o) for _,o in items.iterrows()] if isinstance(items, pd.DataFrame) else list(items)
+        texts = [row(o) if isinstance(o, pd.Series) else o for o in ([r for _,r in items.iterrows()] if isinstance(items, pd.DataFrame) else items)]
         table,blocks,lens = {},[np.zeros(0, np.int64)],[np.zeros(0, np.int64)]
         for i,n,names,_ in encode_texts(texts, tl.tokenizer.tok):
             blocks.append(np.array([table.setdefault(t, len(table)) for t in names], np.int64)[i]); lens.append(n)
@@ -68,9 +79,9 @@ def _source(ds):
     return ds._source
 
 class _TextDL(TfmdDL):
-    def __init__(self, dataset, bs=64, seq_len=72, backwards=False, seed=42, epoch=0, rank=None, world=None, num_workers=0, **kwargs):
-        store_attr('seq_len,backwards,seed,epoch')
-        self.rank,self.world = ifnone(rank, rank_distrib()),ifnone(world, max(num_distrib(), 1))
+    def __init__(self, dataset, bs=64, seq_len=72, backwards=False, seed=42, epoch=0, rank=0, world=1, num_workers=0, **kwargs):
+        store_attr('seq_len,backwards,seed,epoch,rank,world')
+        self.gen = np.random.default_rng((seed, epoch))
         self.ids,self.starts,self.lens,self.table = _source(dataset)
         super().__init__(dataset=dataset, bs=bs, num_workers=0, **kwargs)                # one process makes batches faster than several hand them over
 
@@ -89,12 +100,19 @@ class _TextDL(TfmdDL):
         try: return super().one_batch()
         finally: self.epoch = epoch
 
+    def show_results(self, b, out, max_n=9, ctxs=None, show=True, trunc_at=150, **kwargs):
+        "Texts, targets and predictions as a table; fastai 2.8.12's own fails for texts of any loader"
+        res = super().show_results(b, out, max_n=max_n, show=False)
+        if not show: return res
+        rows = [[str(o)[:8*trunc_at] for o in (*s, *p)] for s,p in zip(res[2], res[3])]
+        display_df(pd.DataFrame(rows, columns=['text', *(['text_', 'pred'] if isinstance(self, LMLoader) else ['category', 'prediction'])]))
+
     def text(self, i, lo=0, hi=None):
         n,s = self.lens[i],self.starts[i]
         hi = n if hi is None else hi
         return self.ids[s+n-hi:s+n-lo][::-1] if self.backwards else self.ids[s+lo:s+hi]
 
-# %% ../nbs/api/batches.ipynb #a1589452
+# %% ../nbs/api/batches.ipynb #97d40a7c
 class LMLoader(_TextDL):
     "fastai's `LMDataLoader` from an array of ids: the same batches for the same order of texts"
     def __init__(self, dataset, bs=64, seq_len=72, **kwargs):
@@ -110,22 +128,22 @@ class LMLoader(_TextDL):
         self.order(self.gen.permutation(len(self.lens)) if self.shuffle else np.arange(len(self.lens)))
         return range(self.n)
 
-    def _span(self, a, b):
+    def _span(self, a, b, texts, stops):
         "Numbers `a` to `b` of the stream, as the corpus counts"
-        res,j = [],np.searchsorted(self.stops, a, side='right')
+        res,j = [],np.searchsorted(stops, a, side='right')
         while a < b:
-            i = self.texts[j]
-            lo = a - (self.stops[j] - self.lens[i])
+            i = texts[j]
+            lo = a - (stops[j] - self.lens[i])
             hi = min(self.lens[i], lo + b - a)
             res.append(self.text(i, lo, hi))
             a,j = a + hi - lo,j + 1
         return np.concatenate(res)
 
     def create_batches(self, samps, windows=32):
-        rows = range(self.rank*self.bs, (self.rank + 1)*self.bs)
+        rows,order = range(self.rank*self.bs, (self.rank + 1)*self.bs),(self.texts, self.stops)         # `one_batch` may come in between
         for a in range(0, self.bl, windows*self.seq_len):
             b = min(a + windows*self.seq_len, self.bl)
-            buf = torch.from_numpy(self.table[np.stack([self._span(r*self.bl + a, r*self.bl + b + 1) for r in rows])])
+            buf = torch.from_numpy(self.table[np.stack([self._span(r*self.bl + a, r*self.bl + b + 1, *order) for r in rows])])
             for o in range(0, b - a, self.seq_len):
                 e = min(o + self.seq_len, b - a)
                 yield LMTensorText(buf[:, o:e].contiguous()),TensorText(buf[:, o+1:e+1].contiguous())
@@ -136,7 +154,7 @@ class LMLoader(_TextDL):
     @property
     def items(self): return L(range(len(self.lens))).map(lambda i: TensorText(torch.from_numpy(self.table[self.text(i)])))
 
-# %% ../nbs/api/batches.ipynb #8d3f95b9
+# %% ../nbs/api/batches.ipynb #d500fc21
 class TextLoader(_TextDL):
     "fastai's `SortedDL` from an array of ids, padded so that no text sees its neighbours"
     def __init__(self, dataset, bs=64, seq_len=72, process=None, **kwargs):
@@ -145,8 +163,7 @@ class TextLoader(_TextDL):
         self.ys = None
         if len(dataset.tls) > 1 and len(dataset):
             tl,seen = dataset.tls[1],{}
-            rows = isinstance(first(tl.items), int)
-            keys = [tl.corpus_label.labels[i] for i in tl.items] if rows else range(len(dataset))
+            keys = [_there(tl.corpus_label.labels)[i] for i in tl.items] if _rows(tl.items) else range(len(dataset))
             codes = [seen.setdefault(k, (len(seen), i))[0] for i,k in enumerate(keys)]
             ys = [tl[i] for _,i in seen.values()]
             self.ys = torch.stack(ys).as_subclass(type(ys[0]))[codes]
@@ -163,9 +180,11 @@ class TextLoader(_TextDL):
             middle = [batches[i] for i in 1 + self.gen.permutation(len(batches) - 2)] if len(batches) > 2 else []
             longest = np.concatenate([batches[0], *middle, *batches[1:][-1:]])
         if self.world == 1: return longest.tolist()
-        batches = [longest[i:i+self.bs] for i in range(0, n, self.bs)]
+        batches = [longest[i:i+self.bs] for i in range(0, n - self.bs + 1 if self.drop_last else n, self.bs)]
         batches += batches[:-len(batches) % self.world]                                    # every process makes as many steps
         return np.concatenate(batches[self.rank::self.world]).tolist()
+
+    def __len__(self): return -(-super().__len__()//self.world)
 
     def create_batches(self, samps): return map(self.do_batch, self.chunkify(samps))
     def do_item(self, i): return i or 0
@@ -180,7 +199,7 @@ class TextLoader(_TextDL):
         x = TensorText(torch.from_numpy(x))
         return (x,) if self.ys is None else (x, self.ys[b])
 
-# %% ../nbs/api/batches.ipynb #bed33305
+# %% ../nbs/api/batches.ipynb #f08fbb0b
 def text_dls(
     corpus:TextCorpus, # as `text_corpus` gives it
     vocab:list=None, # the same for the language model and the classifier; default `corpus.vocab()`
@@ -188,13 +207,17 @@ def text_dls(
     bs:int=32, # texts in a batch; rows of the stream for a language model
     seq_len:int=72, # tokens in a window; give the classifier's learner the same
     backwards:bool=False, # read texts from the end
-    valid=None, # rows that are held back; default `corpus.df.is_valid`
+    valid=None, # positions of the rows that are held back, or a mask over all rows; default `corpus.df.is_valid`
     seed:int=42, # of the order of the epochs
     device=None # default fastai's
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
     df,attrs = corpus.df,corpus.df.attrs
-    held = df.is_valid.to_numpy(bool) if valid is None else np.isin(np.arange(len(df)), valid)
+    held = df.is_valid.to_numpy(bool) if valid is None else np.asarray(valid)
+    if held.dtype != bool:
+        if len(held) and not 0 <= held.min() <= held.max() < len(df): raise ValueError(f'valid={valid!r}: positions lie between 0 and {len(df) - 1}')
+        held = np.isin(np.arange(len(df)), held)
+    if len(held) != len(df): raise ValueError(f'valid is a mask over {len(held)} rows, the corpus has {len(df)}')
     use = (df.part.eq('train') | (df.part.eq('unsup') & is_lm)).to_numpy()
     rows,lens = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)],np.diff(corpus.offsets)
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
@@ -202,14 +225,15 @@ def text_dls(
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
     items = np.concatenate(rows).tolist()
     splits = [list(range(len(rows[0]))), list(range(len(rows[0]), len(items)))]
-    tfms = [[CorpusText(corpus, attrs.get('text_col', ['text'])), Tokenizer(corpus.tok, rules=[]), known_words(vocab or corpus.vocab()),
+    tfms = [[CorpusText(corpus, attrs.get('text_col', ['text'])), Tokenizer(corpus.tok, rules=[]), known_words(corpus.vocab() if vocab is None else vocab),
              *([reverse_text] if backwards else [])]]
     if not is_lm:
-        labels = df.label.tolist()
+        labels,cols = [o if isinstance(o, tuple) else str(o) for o in df.label],attrs.get('label_col', ['label'])
         used = [labels[i] for i in items]
-        if several := isinstance(used[0], tuple): used = [o for t in used for o in t]
-        cats = [MultiCategorize(sorted(set(used))), OneHotEncode()] if several else [Categorize(sorted(set(used)))]
-        tfms.append([CorpusLabel(labels, attrs.get('label_col', ['label'])), *cats])
+        several = isinstance(used[0], tuple)
+        classes = list(map(str, cols)) if several else sorted(set(used))
+        cats = [MultiCategorize(classes), OneHotEncode()] if several else [Categorize(classes)]
+        tfms.append([CorpusLabel(labels, cols, classes), *cats])
     kw = {} if is_lm else dict(before_batch=PadChunks(seq_len=seq_len))
     return Datasets(items, tfms, splits=splits, dl_type=LMLoader if is_lm else TextLoader).dataloaders(
         bs=bs, seq_len=seq_len, backwards=backwards, seed=seed, device=device, **kw)

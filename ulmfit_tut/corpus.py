@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_corpora', 'clear_corpora']
 
-# %% ../nbs/api/corpus.ipynb #8c0c4464
+# %% ../nbs/api/corpus.ipynb #4ce4f5f5
 import contextlib, errno, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy as np, pandas as pd
 from fastai.text.all import *
 from .data import read_text, text_vocab
 from .files import replacing
+from .rules import fix_entities
 from .tokens import ChunkTokenizer, encode_texts, get_tokenizer
 
-# %% ../nbs/api/corpus.ipynb #f0c58a11
+# %% ../nbs/api/corpus.ipynb #f7198cee
 class TextCorpus:
     "Tokenized texts on disk: `ids` of all texts end to end, `offsets` of their starts, `types` that the ids count in, and their table `df`"
     def __init__(self,
@@ -23,9 +24,9 @@ class TextCorpus:
         df:pd.DataFrame, # a row a text: `label`, `part`, `is_valid` as `get_texts` gives them
         tok=None # tokenizer of new texts
     ):
-        self.path,self.df,self.tok,self.meta = Path(path),df,tok,json.loads((path/'meta.json').read_text())
-        self.ids = np.memmap(path/'ids.bin', self.meta['dtype'], 'r') if self.meta['tokens'] else np.zeros(0, self.meta['dtype'])
-        self.offsets,self.types = np.load(path/'offsets.npy'),json.loads((path/'types.json').read_text())
+        self.path,self.df,self.tok,self.meta = Path(path),df,tok,json.loads((Path(path)/'meta.json').read_text())
+        self.ids = np.memmap(self.path/'ids.bin', self.meta['dtype'], 'r') if self.meta['tokens'] else np.zeros(0, self.meta['dtype'])
+        self.offsets,self.types = np.load(self.path/'offsets.npy'),json.loads((self.path/'types.json').read_text())
 
     def __len__(self): return len(self.offsets) - 1
     def __getitem__(self, i): return [self.types[o] for o in self.ids[self.offsets[i]:self.offsets[i+1]]]
@@ -47,20 +48,29 @@ class TextCorpus:
 
 def _runs(rows): return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
 
-# %% ../nbs/api/corpus.ipynb #67a4f3ed
+# %% ../nbs/api/corpus.ipynb #b03ff07f
 def _sha(*parts): return hashlib.sha256('\0'.join(map(str, parts)).encode('utf8', 'surrogatepass')).hexdigest()
 
 def tokenizer_key(tok) -> dict: # what decides its tokens
-    "What a tokenizer is, for a key: rules and words by name, anything else by source and state; `ValueError` where that cannot be seen"
-    versions = dict(spacy=version('spacy'), fastai=version('fastai'), unicode=unicodedata.unidata_version)
+    "What a tokenizer is, for a key: spaCy by language, anything else by its source and state, not by what it calls; `ValueError` where that cannot be seen"
+    ours = _sha(*(Path(inspect.getfile(o)).read_text(encoding='utf8') for o in (fix_entities, encode_texts)))[:12]
+    versions = dict(spacy=version('spacy'), fastai=version('fastai'), unicode=unicodedata.unidata_version, ours=ours)
     if isinstance(tok, ChunkTokenizer): return dict(tok='spaCy en', rules=tok.rules, **versions)
     def ident(o):
-        if isinstance(o, WordTokenizer): return f'spaCy {o.pipe.__self__.lang}'
-        try: return _sha(inspect.getsource(o if inspect.isroutine(o) or isinstance(o, type) else type(o)), hashlib.sha256(pickle.dumps(o)).hexdigest())
+        if isinstance(o, WordTokenizer): return f'spaCy {o.pipe.__self__.lang} {_sha(o.special_toks)[:8]}'
+        if inspect.isbuiltin(o) or inspect.ismethoddescriptor(o): return o.__qualname__
+        if isinstance(o, partial): return _sha(ident(o.func), hashlib.sha256(pickle.dumps((o.args, o.keywords))).hexdigest())
+        try: return _sha(*map(inspect.getsource, [o] if inspect.isroutine(o) else type(o).__mro__[:-1]), hashlib.sha256(pickle.dumps(o)).hexdigest())
         except (OSError, TypeError, AttributeError, pickle.PicklingError) as e:
             raise ValueError(f'{o!r} cannot be told from another one of that name ({e}): put it in a module, as a function or a class with state that pickles') from None
-    inner,rules = (tok.tok,tok.rules) if isinstance(tok, TokenizeWithRules) else (tok,[])
-    return dict(tok=ident(inner), rules=[ident(o) for o in rules], **versions)
+    if not isinstance(tok, TokenizeWithRules): return dict(tok=ident(tok), rules=[], **versions)
+    post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]     # what `compose` was given
+    return dict(tok=ident(tok.tok), rules=[ident(o) for o in (*tok.rules, *post)], **versions)
+
+def _stats(df):
+    if 'text' in df: return
+    stats = [(f, os.stat(os.path.join(df.attrs['path'], f))) for f in df.file]
+    return [(f, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for f,s in stats]
 
 def _content(df, encoding, cache):
     "Digest of the texts, in order"
@@ -69,10 +79,7 @@ def _content(df, encoding, cache):
     if 'text' in df:
         for o in df.text: add(o)
         return h.hexdigest()
-    root,stats = df.attrs['path'],[]
-    for f in df.file:
-        s = os.stat(os.path.join(root, f))
-        stats.append((f, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
+    root,stats = df.attrs['path'],_stats(df)
     known = cache/f'seen-{_sha(root, encoding, *stats)[:24]}.json'
     if known.exists(): return json.loads(known.read_text())
     for f in df.file: add(read_text(Path(root)/f, encoding))
@@ -80,14 +87,14 @@ def _content(df, encoding, cache):
         with replacing(known) as tmp: tmp.write_text(json.dumps(h.hexdigest()))
     return h.hexdigest()
 
-# %% ../nbs/api/corpus.ipynb #205d5ff0
+# %% ../nbs/api/corpus.ipynb #06e0c43f
 _format = 1
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
 
 def _whole(d):
     try: meta = json.loads((d/'meta.json').read_text()); return meta['format'] == _format and meta['digests'] == _digests(d)
-    except (OSError, ValueError, KeyError): return False
+    except (OSError, ValueError, KeyError, TypeError): return False
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
     table,counts,lens,whole = {},np.zeros(0, np.int64),[],0
@@ -126,8 +133,11 @@ def text_corpus(
     tok,cache = tok or get_tokenizer(),corpora_path(cache)
     try: cache.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{cache} cannot be made ({e.strerror}): choose another folder by cache=...') from e
-    if hasattr(getattr(tok, 'tok', None), 'setup'): raise ValueError('Train the tokenizer first (`tok.setup(texts)`), and give its `tok`')
+    if getattr(getattr(tok, 'tok', tok), 'sp_model', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
+    if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
+    if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
+        stats = _stats(df)
         key = dict(content=_content(df, encoding, cache), **tokenizer_key(tok))
         path = cache/_sha(_format, json.dumps(key, sort_keys=True))[:24]
         if path.exists() and not _whole(path): print(f'{path.name} is damaged or of an older version: prepared again')
@@ -135,9 +145,11 @@ def text_corpus(
         tmp = Path(tempfile.mkdtemp(dir=cache, prefix='.new-'))
         try:
             _build(tmp, key, df, tok, encoding, n_workers, progress)
+            if _stats(df) != stats: raise ValueError('Files have changed while they were read: once they are at rest, run it again')
             tmp.chmod(0o755)
-            if path.exists() and not _whole(path): path.rename(tmp/'old')
-            with contextlib.suppress(OSError): tmp.rename(path)                # another process was first
+            with contextlib.suppress(OSError):                                 # another process was first
+                if path.exists() and not _whole(path): path.rename(tmp/'old')
+                tmp.rename(path)
             if not path.exists(): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
         finally: shutil.rmtree(tmp, ignore_errors=True)
         shutil.rmtree(path/'old', ignore_errors=True)
@@ -145,12 +157,12 @@ def text_corpus(
         raise OSError(f'{cache} cannot be written ({e.strerror or e}): make room, or choose another folder by cache=...') from e
     return TextCorpus(path, df, tok)
 
-# %% ../nbs/api/corpus.ipynb #9a03d304
+# %% ../nbs/api/corpus.ipynb #8388d4da
 def list_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> pd.DataFrame: # a row a corpus
     "The corpora on disk, with their size"
-    ds = sorted(o for o in corpora_path(cache).glob('*') if (o/'meta.json').exists())
+    ds = sorted(o for o in corpora_path(cache).glob('*') if _whole(o))
     metas = [json.loads((o/'meta.json').read_text()) for o in ds]
     return pd.DataFrame([dict(corpus=o.name, texts=m['texts'], tokens=m['tokens'], types=m['types'], tok=m['key']['tok'][:12], rules=str(m['key']['rules'])[:12],
                               MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o,m in zip(ds, metas)])
@@ -158,7 +170,7 @@ def list_corpora(
 def clear_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> int: # how many were removed
-    "Remove all corpora, and what interrupted preparations have left"
+    "Remove all corpora, and what interrupted preparations have left; not while one is being made"
     cache = corpora_path(cache)
     ds = [o for o in cache.glob('*') if (o/'meta.json').exists() or o.name.startswith('.new-')] + list(cache.glob('.new-*'))
     for o in dict.fromkeys(ds): shutil.rmtree(o, ignore_errors=True)

@@ -109,7 +109,7 @@ def _check(df, name):
     if odd: raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df.reset_index(drop=True)
 
-# %% ../nbs/02_data.ipynb #d989cbdb
+# %% ../nbs/02_data.ipynb #945c315f
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
 
 def _some(idx): return f'{idx[:5]}' + (f' and {len(idx)-5} more' if len(idx) > 5 else '')
@@ -141,7 +141,7 @@ def texts_from_df(
     if len(label_cols) == 1:
         label = df[label_cols[0]].convert_dtypes().astype(object)              # 0.0 is the class 0 where some labels are missing
         res['label'] = label.where(label.notna(), '').astype(str)
-    else: res['label'] = [tuple(c for c,o in zip(label_cols, r) if int(o)) for r in df[label_cols].itertuples(index=False)] if label_cols else ''
+    else: res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if int(o)) for r in df[label_cols].itertuples(index=False)] if label_cols else ''
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
     res['part'] = [_parts.get(str(o).lower()) for o in df[split_col]] if split_col else 'train'

@@ -51,7 +51,7 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #6f4cba4a
+# %% ../nbs/05_unfreezing.ipynb #1ab6d782
 class GroupLRs(Callback):
     "Notes each group's learning rate at every step, 0 where it is frozen"
     run_valid,order = False,Recorder.order+1
@@ -64,6 +64,7 @@ def _restart(learn, seed):
     for dl in learn.dls.loaders:
         dl.rng = random.Random(seed)
         if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
+        elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
 
 def check_stages(
     learn:Learner, stages:list

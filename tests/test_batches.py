@@ -1,0 +1,262 @@
+"""Loaders of ours under stock fastai learners: everything that works with fastai's own works with them."""
+import pickle, warnings
+import numpy as np, pandas as pd, pytest, torch
+from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, Tokenizer, accuracy,
+    accuracy_multi, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, load_learner, set_seed, text_classifier_learner)
+from ulmfit_tut.batches import LMLoader, TextLoader, known_words, text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import PadChunks, get_texts
+
+small = dict(emb_sz=8, n_hid=10, n_layers=3)
+
+@pytest.fixture(scope='module')
+def corpus(short, tmp_path_factory): return text_corpus(get_texts(short, split_col='part'), cache=tmp_path_factory.mktemp('c'))
+
+@pytest.fixture(scope='module')
+def vocab(corpus): return corpus.vocab(min_freq=1)
+
+def classifier(corpus, vocab, path=None, **kw):
+    set_seed(0)
+    dls = text_dls(corpus, vocab, bs=8, seq_len=8, device='cpu', **kw)
+    return text_classifier_learner(dls, AWD_LSTM, seq_len=8, config={**awd_lstm_clas_config, **small}, pretrained=False, metrics=accuracy, path=path)
+
+def lm(corpus, vocab, **kw):
+    set_seed(0)
+    dls = text_dls(corpus, vocab, is_lm=True, bs=8, seq_len=8, device='cpu', **kw)
+    return language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **small}, pretrained=False, metrics=[accuracy, Perplexity()])
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    import fastai.callback.progress
+    monkeypatch.setattr('fastai.learner.defaults.callbacks', [o for o in __import__('fastai.learner').learner.defaults.callbacks if 'Progress' not in str(o)])
+
+# --- the same batches as fastai's own loaders -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('bs,seq_len', [(8, 8), (3, 5), (16, 72), (1, 7)])
+@pytest.mark.parametrize('backwards', [False, True])
+def test_lm_batches_are_fastais(corpus, vocab, bs, seq_len, backwards):
+    dls = text_dls(corpus, vocab, is_lm=True, bs=bs, seq_len=seq_len, backwards=backwards, device='cpu')
+    for dl in (dls.train.new(shuffle=False), dls.valid):
+        stock = LMDataLoader(dl.dataset, lens=dl.lens.tolist(), bs=bs, seq_len=seq_len)
+        ours, theirs = list(dl), list(stock)
+        assert len(dl) == len(stock) == len(ours) == len(theirs)
+        for a, b in zip(ours, theirs):
+            assert [o.tolist() for o in a] == [o.tolist() for o in b] and [type(o) for o in a] == [type(o) for o in b]
+
+def test_shuffled_lm_batches_are_fastais_in_that_order(corpus, vocab):
+    dl = text_dls(corpus, vocab, is_lm=True, bs=4, seq_len=8, device='cpu').train
+    ours = [x.tolist() for x, _ in dl]
+    texts = [dl.dataset[i][0] for i in dl.texts]
+    assert ours == [x.tolist() for x, _ in LMDataLoader(texts, lens=[len(o) for o in texts], bs=4, seq_len=8)]
+
+def test_classifier_batches_are_fastais(corpus, vocab):
+    dls = text_dls(corpus, vocab, bs=4, seq_len=8, device='cpu')
+    stock = SortedDL(dls.valid_ds, bs=4, before_batch=PadChunks(seq_len=8), num_workers=0)
+    for a, b in zip(dls.valid, stock):
+        assert sorted(a[0].tolist()) == sorted(b[0].tolist()) and [type(o) for o in a] == [type(o) for o in b]
+
+def test_every_text_once_longest_first(corpus, vocab):
+    dl = text_dls(corpus, vocab, bs=8, seq_len=8, device='cpu').train.new(drop_last=False)
+    for epoch in range(3):
+        dl.before_iter()
+        idxs = dl.get_idxs()
+        assert sorted(idxs) == list(range(len(dl.lens))) and dl.lens[idxs[0]] == dl.lens.max()
+        for i in range(0, len(idxs), 8): assert (np.diff(dl.lens[idxs[i:i+8]]) <= 0).all()
+
+@pytest.mark.parametrize('is_lm', [False, True])
+def test_order_is_a_function_of_seed_and_epoch(corpus, vocab, is_lm):
+    def run(dl, n): return [[b[0].tolist() for b in dl] for _ in range(n)]
+    make = lambda **kw: text_dls(corpus, vocab, is_lm=is_lm, bs=4, seq_len=8, device='cpu', **kw).train
+    a = run(make(), 3)
+    assert a[0] != a[1] != a[2] and run(make(seed=7), 1)[0] != a[0]
+    torch.manual_seed(5); np.random.seed(5)
+    dl = make()
+    dl.one_batch(); dl.show_batch(show=False)
+    assert run(dl, 1)[0] == a[0]
+    dl = make(); dl.epoch = 2
+    assert run(dl, 1)[0] == a[2]
+
+@pytest.mark.parametrize('world', [2, 3])
+def test_processes_share_an_epoch(corpus, vocab, world):
+    base = text_dls(corpus, vocab, bs=4, seq_len=8, device='cpu').train
+    parts = [base.new(rank=r, world=world, drop_last=False) for r in range(world)]
+    idxs = [p.get_idxs() for p in parts]
+    assert len({-(-len(i)//4) for i in idxs}) == 1 and set().union(*idxs) == set(range(len(base.lens)))
+    parts = [base.new(rank=r, world=world) for r in range(world)]                # the last, short batch is dropped for all
+    assert {len(list(p)) for p in parts} == {len(p) for p in parts} == {-(-(len(base.lens)//4)//world)}
+    base = text_dls(corpus, vocab, is_lm=True, bs=2*world, seq_len=8, device='cpu').train
+    parts = [base.new(bs=2, rank=r, world=world) for r in range(world)]
+    for w, *ps in zip(base, *parts): assert w[0].tolist() == torch.cat([p[0] for p in ps]).tolist()
+
+# --- one text, one answer --------------------------------------------------------------------------------------------------------------------
+
+def test_alone_as_in_a_batch(corpus, vocab):
+    learn = classifier(corpus, vocab)
+    texts = ['Short.', *corpus.df.text[:7], 'A rather long one, ' + 'and then another thing, '*20]
+    batch = learn.get_preds(dl=learn.dls.test_dl(texts))[0]
+    alone = torch.cat([learn.get_preds(dl=learn.dls.test_dl([t]))[0] for t in texts])
+    assert torch.allclose(batch, alone, atol=1e-6)
+    one = torch.stack([learn.predict(t)[2] for t in texts])
+    assert torch.allclose(one, alone, atol=1e-6)
+
+@pytest.mark.parametrize('form', ['list', 'tuple', 'series', 'frame', 'paths', 'rows'])
+def test_forms_of_test_data(corpus, vocab, tmp_path, form):
+    learn = classifier(corpus, vocab)
+    texts = corpus.df.text[:9].tolist()
+    want = torch.stack([learn.predict(t)[2] for t in texts])
+    for i, t in enumerate(texts): (tmp_path/f'{i}.txt').write_text(t, encoding='utf8')
+    items = dict(list=texts, tuple=tuple(texts), series=pd.Series(texts, index=range(90, 99)), frame=pd.DataFrame(dict(text=texts, other=1)),
+                 paths=[tmp_path/f'{i}.txt' for i in range(9)], rows=list(range(9)))[form]
+    assert torch.allclose(learn.get_preds(dl=learn.dls.test_dl(items))[0], want, atol=1e-6)
+
+def test_new_texts_are_tokenized_once(corpus, vocab, monkeypatch):
+    learn, n = classifier(corpus, vocab), []
+    tok = learn.dls.train_ds.tokenizer.tok
+    monkeypatch.setattr(type(tok), 'encode', lambda self, texts, f=type(tok).encode: (n.append(len(texts)), f(self, texts))[1])
+    learn.get_preds(dl=learn.dls.test_dl(['one', 'two', 'three']))
+    learn.predict('four')
+    assert n == [3, 1]
+
+# --- what fastai offers ----------------------------------------------------------------------------------------------------------------------
+
+def test_where_fastai_looks(corpus, vocab):
+    for is_lm in (True, False):
+        dls = text_dls(corpus, vocab, is_lm=is_lm, bs=4, device='cpu')
+        assert isinstance(dls, DataLoaders) and isinstance(dls.train_ds, Datasets)
+        assert isinstance(dls.train_ds.numericalize, Numericalize) and isinstance(dls.train_ds.tokenizer, Tokenizer)
+        assert list(dls.vocab if is_lm else dls.vocab[0]) == vocab
+
+def test_classifier_learner(corpus, vocab, tmp_path, capsys):
+    learn = classifier(corpus, vocab, tmp_path)
+    with learn.no_logging():
+        learn.fit_one_cycle(1, 1e-2)
+        learn.lr_find(num_it=15, show_plot=False)
+    learn.dls.show_batch(max_n=2); learn.show_results(max_n=2)
+    assert learn.predict('A fine film')[0] in ('neg', 'pos')
+    interp = ClassificationInterpretation.from_learner(learn)
+    assert interp.confusion_matrix().sum() == len(learn.dls.valid_ds)
+    interp.plot_top_losses(3)
+
+def test_top_losses_belong_to_their_texts(corpus, vocab):
+    "`Interpretation` asks for single texts, and must get those that it asked for"
+    learn = classifier(corpus, vocab)
+    interp = ClassificationInterpretation.from_learner(learn)
+    losses, idx = interp.top_losses(len(learn.dls.valid_ds))
+    inps, preds, targs, decoded, again = interp[idx]
+    mine = torch.stack([torch.nn.functional.cross_entropy(p.log()[None], t[None]) for p, t in zip(preds, targs)])
+    assert torch.allclose(mine.float(), losses, atol=1e-5) and torch.allclose(again, losses)
+
+def test_export(corpus, vocab, tmp_path):
+    learn = classifier(corpus, vocab, tmp_path)
+    want = learn.predict('A fine film')[2]
+    learn.export('learner.pkl')
+    data = (tmp_path/'learner.pkl').read_bytes()
+    assert corpus.df.text[0][:30].encode() not in data and str(corpus.path).encode() not in data
+    again = load_learner(tmp_path/'learner.pkl')
+    assert torch.equal(again.predict('A fine film')[2], want)
+    assert torch.allclose(again.get_preds(dl=again.dls.test_dl(['A fine film', 'Dull']))[0][0], want, atol=1e-6)
+    with pytest.raises(ValueError, match='corpus stayed behind'): again.dls.test_dl([0, 1])
+
+def test_language_model_learner(corpus, vocab):
+    learn = lm(corpus, vocab)
+    with learn.no_logging():
+        learn.fit_one_cycle(1, 1e-2)
+        learn.lr_find(num_it=15, show_plot=False)
+    assert np.isfinite(learn.validate()[-1])
+    assert 'film' in learn.predict('The film', 5)
+    learn.dls.show_batch(max_n=2); learn.show_results(max_n=2)
+
+def test_training_equals_training_on_fastais_loader(corpus, vocab):
+    "The same batches make the same weights, bit for bit"
+    def train(stock):
+        learn = lm(corpus, vocab)
+        dls = learn.dls
+        if stock: learn.dls = DataLoaders(LMDataLoader([dls.train_ds[i][0] for i in range(len(dls.train_ds))], bs=8, seq_len=8, device='cpu'), dls.valid)
+        else: learn.dls.train.shuffle = False
+        set_seed(1)
+        with learn.no_logging(): learn.fit(1, 1e-2)
+        return {k: v.clone() for k, v in learn.model.state_dict().items()}
+    a, b = train(True), train(False)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_backwards(corpus, vocab):
+    a, b = (classifier(corpus, vocab, backwards=o).dls.valid.one_batch()[0] for o in (False, True))
+    for x, y in zip(a, b): assert x[x != 1].tolist() == y[y != 1].tolist()[::-1]
+
+def test_several_labels(short, tmp_path):
+    df = get_texts(short.assign(funny=np.arange(120) % 2, sad=(np.arange(120) % 3 == 0)).drop(columns='label'), label_col=['funny', 'sad'], split_col='part')
+    dls = text_dls(text_corpus(df, cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    y = dls.valid.one_batch()[1]
+    assert list(dls.vocab[1]) == ['funny', 'sad'] and y.shape == (4, 2) and y.dtype == torch.float
+    i = dls.valid.get_idxs()[0]
+    row = dls.valid_ds.items[i]
+    assert y[0].tolist() == [float(o in df.label[row]) for o in ('funny', 'sad')]
+    learn = text_classifier_learner(dls, AWD_LSTM, seq_len=8, config={**awd_lstm_clas_config, **small}, pretrained=False, metrics=accuracy_multi)
+    with learn.no_logging(): learn.fit(1)
+    assert learn.predict('Ha')[2].shape == (2,)
+
+def test_two_columns_of_text(tmp_path):
+    mail = pd.DataFrame(dict(subject=['Hi', 'Win!!!']*8, body=['See you at 5.', 'Click now']*8, kind=['ham', 'spam']*8))
+    dls = text_dls(text_corpus(get_texts(mail, ['subject', 'body'], 'kind'), cache=tmp_path), bs=2, device='cpu')
+    toks = [dls.vocab[0][i] for i in dls.test_dl(mail[:1]).one_batch()[0][0] if i != 1]
+    assert toks == 'xxbos xxfld 1 xxmaj hi xxfld 2 xxmaj see you at 5 .'.split()
+
+def test_valid_by_rows(corpus, vocab):
+    rows = corpus.df.index[corpus.df.part.eq('train')][:9]
+    dls = text_dls(corpus, vocab, bs=4, valid=rows, device='cpu')
+    assert list(dls.valid_ds.items) == rows.tolist()
+
+def test_valid_by_mask(corpus, vocab):
+    mask = corpus.df.part.eq('train') & (corpus.df.index % 5 == 0)
+    dls = text_dls(corpus, vocab, bs=4, valid=mask, device='cpu')
+    assert list(dls.valid_ds.items) == np.flatnonzero(mask).tolist()
+    for bad in ([-1], [len(corpus)], mask[:9]):
+        with pytest.raises(ValueError, match='valid'): text_dls(corpus, vocab, bs=4, valid=bad)
+
+def test_rows_as_numpy_counts_them(corpus, vocab):
+    dls = text_dls(corpus, vocab, bs=4, device='cpu')
+    assert dls.test_dl(np.arange(3)).one_batch()[0].tolist() == dls.test_dl([0, 1, 2]).one_batch()[0].tolist()
+    for bad in ([-2], [len(corpus)]):
+        with pytest.raises(ValueError, match='of a corpus that has 0 to'): dls.test_dl(bad)
+
+@pytest.mark.parametrize('label', [lambda l: l == 'pos', lambda l: (l == 'pos')*1, lambda l: (l == 'pos')*1., lambda l: pd.Categorical(l)])
+def test_labels_of_every_kind_come_back(short, tmp_path, label):
+    "A label at test time is the class that it was in training"
+    df = short.assign(label=label(short.label.to_numpy()))
+    dls = text_dls(text_corpus(get_texts(df, split_col='part'), cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    rows = df[df.part.eq('test')]
+    y = dls.test_dl(rows, with_labels=True, bs=64)
+    assert torch.cat([b[1] for b in y]).tolist() == [int(short.label[rows.index[i]] == 'pos') for i in y.get_idxs()]
+
+def test_columns_without_names(tmp_path):
+    df = pd.DataFrame([['Fine film', 'a', 'train'], ['Dull film', 'b', 'train']]*8 + [['Fine', 'a', 'test'], ['Dull', 'b', 'test']])
+    dls = text_dls(text_corpus(get_texts(df, 0, 1, 2), cache=tmp_path), bs=4, device='cpu')
+    assert len(list(dls.test_dl(df))) == 5
+
+def test_a_look_in_between_changes_nothing(corpus, vocab):
+    dl, other = (text_dls(corpus, vocab, is_lm=True, bs=2, seq_len=4, device='cpu').train for _ in range(2))
+    seen = []
+    for i, b in enumerate(dl):
+        if i == 3: dl.one_batch()
+        seen.append(b[0].tolist())
+    assert seen == [b[0].tolist() for b in other]
+
+def test_copies(corpus, vocab):
+    import copy
+    dls = text_dls(corpus, vocab, bs=4, device='cpu')
+    assert copy.deepcopy(dls).valid_ds[0][0].tolist() == dls.valid_ds[0][0].tolist()
+    with pytest.raises(ValueError, match='stayed behind'): pickle.loads(pickle.dumps(dls.valid_ds))[0]
+
+def test_too_small(corpus, vocab):
+    n = int((corpus.df.part.eq('train') & ~corpus.df.is_valid).sum())
+    with pytest.raises(ValueError, match=f'largest that works is bs={n}$'): text_dls(corpus, vocab, bs=n + 1)
+    text_dls(corpus, vocab, bs=n, device='cpu')
+    with pytest.raises(ValueError, match='largest that works is bs=') as e: text_dls(corpus, vocab, is_lm=True, bs=10**6)
+    most = int(str(e.value).split('bs=')[-1])
+    assert len(list(text_dls(corpus, vocab, is_lm=True, bs=most, device='cpu').valid)) == 1
+
+def test_numericalize_does_not_grow(vocab):
+    num = known_words(vocab)
+    n = len(num.o2i)
+    num(['never', 'seen', 'before'])
+    assert len(num.o2i) == n and len(pickle.loads(pickle.dumps(num)).o2i) == n

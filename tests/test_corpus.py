@@ -1,0 +1,195 @@
+"""A corpus that is never stale, never half-written, and says what is wrong with bad data."""
+import json, os, subprocess, sys, threading
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from ulmfit_tut import corpus as module
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import clear_corpora, list_corpora, text_corpus
+from ulmfit_tut.data import get_texts, texts_from_folder
+from ulmfit_tut.tokens import get_tokenizer, tokenize
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in ('train', 'test'):
+        for c in ('bad', 'good'):
+            (tmp_path/'d'/part/c).mkdir(parents=True)
+            for i in range(3): (tmp_path/'d'/part/c/f'{i}.txt').write_text(f'A {c} film, {part} {i}.', encoding='utf8')
+    return tmp_path/'d'
+
+def fails(f, *has, kind=ValueError):
+    with pytest.raises(kind) as e: f()
+    for h in has: assert str(h) in str(e.value), f'{h!r} is not in: {e.value}'
+
+def built(monkeypatch):
+    "How often a corpus is built from now on"
+    n, build = [], module._build
+    monkeypatch.setattr(module, '_build', lambda *a: (n.append(1), build(*a)))
+    return n
+
+def test_what_it_holds(short, tmp_path):
+    c = text_corpus(get_texts(short, split_col='part'), cache=tmp_path)
+    toks = tokenize(short.text)
+    assert [c[i] for i in range(len(c))] == list(toks)
+    assert c.ids.dtype == np.uint16 and len(c.types) > 256 and c.types == sorted(c.types, key=lambda t: (-c.counts(range(len(c)))[t], t))
+
+def test_same_bytes_with_any_number_of_workers(short, tmp_path):
+    df = get_texts(pd.concat([short]*20), split_col='part')
+    a, b = (text_corpus(df, cache=tmp_path/str(n), n_workers=n) for n in (0, 2))
+    assert {f.name: f.read_bytes() for f in a.path.iterdir()} == {f.name: f.read_bytes() for f in b.path.iterdir()}
+
+def test_opened_not_made(folder, tmp_path, monkeypatch):
+    df, n = get_texts(folder, read=False), built(monkeypatch)
+    monkeypatch.setattr(module.time, 'time_ns', lambda now=module.time.time_ns: now() + 10**10)          # the files are old enough to trust their times
+    text_corpus(df, cache=tmp_path)
+    monkeypatch.setattr(module, 'read_text', None)                                                       # neither files nor texts are read again
+    text_corpus(df, cache=tmp_path)
+    assert len(n) == 1
+
+@pytest.mark.parametrize('what', ['same size', 'new file', 'renamed order', 'rules', 'language', 'version'])
+def test_a_change_is_noticed(folder, tmp_path, monkeypatch, what):
+    n, tok, f = built(monkeypatch), None, folder/'train/bad/1.txt'
+    a = text_corpus(get_texts(folder, read=False), cache=tmp_path)
+    if what == 'same size':
+        s = f.stat()
+        f.write_text(f.read_text().replace('film', 'flim')); os.utime(f, ns=(s.st_atime_ns, s.st_mtime_ns))
+    if what == 'new file': (folder/'train/bad/9.txt').write_text('One more.')
+    if what == 'renamed order': f.rename(folder/'train/bad/0a.txt'); (folder/'train/bad/0.txt').rename(folder/'train/bad/2a.txt')
+    if what == 'rules': tok = get_tokenizer(rules='corrected')
+    if what == 'language': tok = get_tokenizer('de')
+    if what == 'version': monkeypatch.setattr(module, 'version', lambda o: '99')
+    df = get_texts(folder, read=False)
+    b = text_corpus(df, tok, cache=tmp_path)
+    assert len(n) == 2 and a.path != b.path
+    assert [b[i] for i in range(len(b))] == [list(o) for o in tokenize([folder/o for o in df.file], tok)]
+
+def test_own_tokenizer_is_told_by_source_and_state(short, tmp_path):
+    df = get_texts(short, split_col='part')
+    a, b = (text_corpus(df, get_tokenizer(tok=Every(n)), cache=tmp_path) for n in (2, 3))
+    assert a.path != b.path and a[0] != b[0]
+    fails(lambda: text_corpus(df, get_tokenizer(tok=lambda ts: (t.split() for t in ts)), cache=tmp_path), 'put it in a module')
+
+def test_all_parts_of_a_tokenizer_count():
+    from functools import partial
+    from fastai.text.all import SpacyTokenizer, TokenizeWithRules
+    key = lambda *a, **k: json.dumps(module.tokenizer_key(TokenizeWithRules(*a, **k)))
+    de = SpacyTokenizer('de')
+    keys = [key(de, []), key(de, [], post_rules=[str.upper]), key(SpacyTokenizer('de', special_toks=['<<a>>']), []), key(SpacyTokenizer('fr'), []), key(de, [str.lower]),
+            key(de, [partial(str.replace, 'a', 'b')]), key(de, [partial(str.replace, 'a', 'c')])]
+    assert len(set(keys)) == len(keys) and key(SpacyTokenizer('de'), []) == keys[0]
+
+def test_files_that_change_meanwhile(folder, tmp_path, monkeypatch):
+    build = module._build
+    def slow(*a): build(*a); (folder/'train/bad/1.txt').write_text('Changed meanwhile.')
+    monkeypatch.setattr(module, '_build', slow)
+    fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), 'changed while they were read')
+    assert not list((tmp_path/'c').glob('*/meta.json'))
+
+class Every:
+    def __init__(self, n): self.n = n
+    def __call__(self, texts): return ([t[i:i+self.n] for i in range(0, len(t), self.n)] for t in texts)
+
+@pytest.mark.parametrize('harm', ['cut', 'other byte', 'gone', 'meta', 'old'])
+def test_damage_is_mended(short, tmp_path, capsys, harm):
+    df = get_texts(short, split_col='part')
+    c = text_corpus(df, cache=tmp_path)
+    want, f = c[5], c.path/'ids.bin'
+    if harm == 'cut': f.write_bytes(f.read_bytes()[:-2])
+    if harm == 'other byte': f.write_bytes(b'\xfe' + f.read_bytes()[1:])
+    if harm == 'gone': (c.path/'offsets.npy').unlink()
+    if harm == 'meta': (c.path/'meta.json').write_text('{')
+    if harm == 'old': (c.path/'meta.json').write_text(json.dumps({**c.meta, 'format': 0}))
+    c = text_corpus(df, cache=tmp_path)
+    assert c[5] == want and module._whole(c.path) and 'prepared again' in capsys.readouterr().out
+    assert [o.name for o in tmp_path.iterdir()] == [c.path.name]
+
+def prepare(cache): return str(text_corpus(get_texts(), cache=cache).path)
+
+def test_two_at_once(tmp_path):
+    with ProcessPoolExecutor(2) as ex: paths = set(ex.map(prepare, [tmp_path]*2))
+    assert len(paths) == 1 and module._whole(Path(paths.pop())) and len(list(tmp_path.iterdir())) == 1
+
+@pytest.mark.parametrize('where', ['_digests', 'encode_texts'])
+def test_cut_off_leaves_nothing(short, tmp_path, monkeypatch, where):
+    def full(*_, **__): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(module, where, full)
+    fails(lambda: text_corpus(get_texts(short, split_col='part'), cache=tmp_path), tmp_path, 'No space left', 'cache=', kind=OSError)
+    assert not list(tmp_path.iterdir())
+
+def test_killed(tmp_path):
+    "A killed preparation leaves a folder that is never opened, and `clear_corpora` removes it"
+    code = f'''
+import os
+from ulmfit_tut import corpus
+from ulmfit_tut.data import get_texts
+corpus._digests = lambda d: os._exit(9)
+corpus.text_corpus(get_texts(), cache={str(tmp_path)!r})'''
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1 and not len(list_corpora(tmp_path))
+    c = text_corpus(get_texts(), cache=tmp_path)
+    assert len(list_corpora(tmp_path)) == 1 and clear_corpora(tmp_path) == 2 and not list(tmp_path.iterdir())
+
+def test_cache_that_cannot_be_made(short, tmp_path):
+    (tmp_path/'file').write_text('')
+    fails(lambda: text_corpus(get_texts(short, split_col='part'), cache=tmp_path/'file'/'c'), tmp_path/'file', 'cache=', kind=OSError)
+
+def test_data_on_a_read_only_disk(folder, tmp_path):
+    "Nothing is written beside the texts"
+    before = sorted(folder.rglob('*'))
+    text_corpus(get_texts(folder, read=False), cache=tmp_path/'c')
+    assert sorted(folder.rglob('*')) == before
+
+# --- bad data -----------------------------------------------------------------------------------------------------------------------------
+
+def test_unreadable_file(folder, tmp_path):
+    (folder/'train/bad/1.txt').write_bytes('Müll'.encode('latin-1'))
+    fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), folder/'train/bad/1.txt', 'latin-1')
+    assert text_corpus(get_texts(folder, read=False), cache=tmp_path/'c', encoding='latin-1')[1][1:] == ['xxmaj', 'müll']
+
+def test_missing_folder(tmp_path): fails(lambda: get_texts(tmp_path/'none', read=False), tmp_path/'none', kind=FileNotFoundError)
+
+@pytest.mark.parametrize('text,toks', [('', ['xxbos']), ('\n', ['xxbos']), ('a\x00b', ['xxbos', 'a\x00b']), ('\ufeffa', None), ('xxpad', ['xxbos', 'xxpad'])])
+def test_odd_files(folder, tmp_path, text, toks):
+    (folder/'train/bad/1.txt').write_text(text, encoding='utf8')
+    c = text_corpus(get_texts(folder, read=False), cache=tmp_path/'c')
+    assert c[1] == (toks or tokenize([text])[0])
+    dls = text_dls(c, c.vocab(), bs=2, seq_len=8, device='cpu')
+    assert all(torch_ok(b) for b in dls.train)
+
+def torch_ok(b): return (b[0][:, -8:] != 1).any(dim=1).all()                        # every text has a token in its last window
+
+def test_literal_pad_is_no_padding(folder, tmp_path):
+    (folder/'train/bad/1.txt').write_text('a xxpad b xxfake c')
+    c = text_corpus(get_texts(folder, read=False), cache=tmp_path/'c')
+    dls = text_dls(c, c.vocab(min_freq=1), bs=2, device='cpu')
+    ids = dls.train_ds.numericalize(c[1])
+    assert ids.tolist().count(1) == 0 and ids[2] == 0 and dls.test_dl(['xxpad']).one_batch()[0].tolist() == [[2, 0, *[1]*70]]
+
+def test_texts_that_are_none(short, tmp_path):
+    df = get_texts(short, split_col='part')
+    df.loc[3, 'text'] = None
+    fails(lambda: text_corpus(df, cache=tmp_path), 'Texts [3] are no strings', kind=TypeError)
+    fails(lambda: text_corpus(df.drop(columns='text'), cache=tmp_path), 'no column "text"')
+
+def test_bad_tables(short):
+    fails(lambda: get_texts(short.assign(text=[None, *short.text[1:]]), split_col='part'), "'text' is empty", 'rows [0]')
+    fails(lambda: get_texts(short.rename(columns={'label': 'text'})), "2 columns named 'text'")
+    fails(lambda: get_texts(short.drop(columns='label')), "0 columns named 'label'")
+    fails(lambda: get_texts(short.rename(columns={'text': 'review'}).assign(text='other'), 'comment', split_col='part'), "0 columns named 'comment'", 'review')
+
+def test_the_column_named_text_is_not_the_text(short, tmp_path):
+    df = short.rename(columns={'text': 'review'}).assign(text='something else')
+    c = text_corpus(get_texts(df, 'review', split_col='part'), cache=tmp_path)
+    assert c[0] == tokenize(short.text[:1])[0]
+    dls = text_dls(c, c.vocab(min_freq=1), bs=4, device='cpu')
+    rows = df[df.part.eq('train')][:4]
+    assert dls.test_dl(rows).one_batch()[0].tolist() == dls.test_dl(rows.review.tolist()).one_batch()[0].tolist()
+    fails(lambda: dls.test_dl(df[['text']]), "no column ['review']")
+
+def test_vocabulary_counts_what_is_trained_on(short, tmp_path):
+    df = get_texts(short, split_col='part')
+    df.loc[df.part.eq('test'), 'text'] += ' zorp zorp zorp zorp'
+    df.loc[df.is_valid, 'text'] += ' zarp zarp zarp zarp'
+    df.loc[df.part.eq('unsup') & ~df.is_valid, 'text'] += ' zirp'
+    v = text_corpus(df, cache=tmp_path).vocab()
+    assert 'zirp' in v and 'zorp' not in v and 'zarp' not in v
