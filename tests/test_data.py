@@ -2,7 +2,9 @@
 import pandas as pd, pytest
 from fastai.text.all import URLs
 from ulmfit_tut import data
-from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, text_dls, text_vocab, texts_from_df, texts_from_folder, tokenize
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, text_vocab, texts_from_df, texts_from_folder
 
 @pytest.fixture
 def folder(tmp_path):
@@ -109,9 +111,8 @@ def test_csv(tmp_path):
     fails(lambda: get_texts(f), f)
 
 def test_the_order_of_files_does_not_matter(folder, monkeypatch):
-    from pathlib import Path
-    want, glob = get_texts(folder), Path.glob
-    monkeypatch.setattr(Path, 'glob', lambda self, p: reversed(sorted(glob(self, p))))
+    want, listdir = get_texts(folder), data.os.listdir
+    monkeypatch.setattr(data.os, 'listdir', lambda p: sorted(listdir(p), reverse=True))
     pd.testing.assert_frame_equal(get_texts(folder), want)
 
 def test_fetch_failure_names_the_remedy(monkeypatch):
@@ -119,14 +120,14 @@ def test_fetch_failure_names_the_remedy(monkeypatch):
     monkeypatch.setattr(data, 'untar_data', no_network)
     fails(lambda: get_texts('imdb'), URLs.IMDB, 'mini', kind=FileNotFoundError)
 
-def test_corpus_smaller_than_a_batch():
+def test_corpus_smaller_than_a_batch(tmp_path):
     df = pd.DataFrame(dict(text=['a fine film', 'a dull film']*8, label=['x', 'y']*8, part='train', is_valid=[False]*8+[True]*8))
-    df['toks'] = tokenize(df.text)
-    vocab = text_vocab(df.toks, min_freq=1)
-    fails(lambda: text_dls(df, vocab, bs=9), 'bs=8')
-    assert len(text_dls(df, vocab, bs=8, device='cpu').train) == 1
-    fails(lambda: text_dls(df, vocab, is_lm=True, bs=32), 'bs=31')
-    assert text_dls(df, vocab, is_lm=True, bs=31, device='cpu').one_batch()[0].shape == (31, 1)
+    corpus = text_corpus(df, cache=tmp_path/'cache')
+    vocab = corpus.vocab(min_freq=1)
+    fails(lambda: text_dls(corpus, vocab, bs=9), 'bs=8')
+    assert len(text_dls(corpus, vocab, bs=8, device='cpu').train) == 1
+    fails(lambda: text_dls(corpus, vocab, is_lm=True, bs=32), 'bs=31')
+    assert text_dls(corpus, vocab, is_lm=True, bs=31, device='cpu').one_batch()[0].shape == (31, 1)
 
 def test_vocabulary_does_not_depend_on_order_or_test():
     toks = [['b', 'a', 'a', 'b', 'c', 'c', 'd']]
