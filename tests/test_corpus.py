@@ -146,6 +146,11 @@ def test_unreadable_file(folder, tmp_path):
     fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), folder/'train/bad/1.txt', 'latin-1')
     assert text_corpus(get_texts(folder, read=False), cache=tmp_path/'c', encoding='latin-1')[1][1:] == ['xxmaj', 'müll']
 
+def test_a_file_that_goes_away_names_itself(folder, tmp_path):
+    df = get_texts(folder, read=False)
+    (folder/'train/bad/1.txt').unlink()
+    fails(lambda: text_corpus(df, cache=tmp_path/'c'), folder/'train/bad/1.txt', kind=FileNotFoundError)
+
 def test_missing_folder(tmp_path): fails(lambda: get_texts(tmp_path/'none', read=False), tmp_path/'none', kind=FileNotFoundError)
 
 @pytest.mark.parametrize('text,toks', [('', ['xxbos']), ('\n', ['xxbos']), ('a\x00b', ['xxbos', 'a\x00b']), ('\ufeffa', None), ('xxpad', ['xxbos', 'xxpad'])])

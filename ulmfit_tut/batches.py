@@ -14,12 +14,12 @@ from .corpus import TextCorpus
 from .data import PadChunks, join_fields
 from .tokens import encode_texts
 
-# %% ../nbs/api/batches.ipynb #3d6d9654
+# %% ../nbs/api/batches.ipynb #ce8ec0aa
 class _Known(dict):
     def __missing__(self, k): return 0
 
 def known_words(
-    vocab:list # tokens; the second is `xxpad`
+    vocab:list # tokens; the first two are `xxunk` and `xxpad`
 ) -> Numericalize: # fastai's, with another look-up
     "`Numericalize` that leaves unknown tokens unknown, and a literal `xxpad` too"
     if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {list(vocab[:2])}, not {[UNK, PAD]}: fastai pads with number 1, and number 0 is unknown')

@@ -87,7 +87,7 @@ def _content(df, encoding, cache):
         with replacing(known) as tmp: tmp.write_text(json.dumps(h.hexdigest()))
     return h.hexdigest()
 
-# %% ../nbs/api/corpus.ipynb #06e0c43f
+# %% ../nbs/api/corpus.ipynb #4766e039
 _format = 1
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
@@ -154,10 +154,11 @@ def text_corpus(
         finally: shutil.rmtree(tmp, ignore_errors=True)
         shutil.rmtree(path/'old', ignore_errors=True)
     except OSError as e:
+        if e.filename and not Path(e.filename).is_relative_to(cache): raise                    # a text that cannot be read names itself
         raise OSError(f'{cache} cannot be written ({e.strerror or e}): make room, or choose another folder by cache=...') from e
     return TextCorpus(path, df, tok)
 
-# %% ../nbs/api/corpus.ipynb #8388d4da
+# %% ../nbs/api/corpus.ipynb #5ae2be51
 def list_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> pd.DataFrame: # a row a corpus
@@ -172,7 +173,7 @@ def clear_corpora(
 ) -> int: # how many were removed
     "Remove all corpora, and what interrupted preparations have left; not while one is being made"
     cache = corpora_path(cache)
-    ds = [o for o in cache.glob('*') if (o/'meta.json').exists() or o.name.startswith('.new-')] + list(cache.glob('.new-*'))
-    for o in dict.fromkeys(ds): shutil.rmtree(o, ignore_errors=True)
+    ds = [o for o in cache.glob('*') if (o/'meta.json').exists() or o.name.startswith('.new-')]
+    for o in ds: shutil.rmtree(o, ignore_errors=True)
     for o in cache.glob('seen-*.json'): o.unlink()
-    return len(set(ds))
+    return len(ds)
