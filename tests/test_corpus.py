@@ -1,8 +1,10 @@
 """A corpus that is never stale, never half-written, and says what is wrong with bad data."""
-import json, os, subprocess, sys, threading
+import io, json, os, subprocess, sys, threading
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from fastai.text.all import SentencePieceTokenizer, Tokenizer, defaults
 from ulmfit_tut import corpus as module
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import clear_corpora, list_corpora, text_corpus
@@ -198,3 +200,17 @@ def test_vocabulary_counts_what_is_trained_on(short, tmp_path):
     df.loc[df.part.eq('unsup') & ~df.is_valid, 'text'] += ' zirp'
     v = text_corpus(df, cache=tmp_path).vocab()
     assert 'zirp' in v and 'zorp' not in v and 'zarp' not in v
+
+def test_sentencepiece(short, tmp_path):
+    "Another tokenizer takes the same road: fastai's own pieces, a key of its own for another training, an error where it has had none"
+    sp, rules = SentencePieceTokenizer(vocab_sz=200, cache_dir=tmp_path/'a'), defaults.text_proc_rules
+    fails(lambda: text_corpus(short, get_tokenizer(tok=sp), cache=tmp_path), 'not trained')
+    def ready(n):
+        sp = SentencePieceTokenizer(vocab_sz=n, cache_dir=tmp_path/f'sp{n}')
+        with redirect_stdout(io.StringIO()): sp.setup(short.text.tolist(), rules=rules)
+        return sp
+    a, b = ready(200), ready(220)
+    corpus = text_corpus(short, get_tokenizer(tok=a), cache=tmp_path)
+    stock = Tokenizer(a, rules=rules)
+    assert [corpus[i] for i in range(len(short))] == [list(stock(o)) for o in short.text]
+    assert text_corpus(short, get_tokenizer(tok=a), cache=tmp_path).path == corpus.path != text_corpus(short, get_tokenizer(tok=b), cache=tmp_path).path

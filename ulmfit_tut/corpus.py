@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_corpora', 'clear_corpora']
 
-# %% ../nbs/api/corpus.ipynb #4ce4f5f5
+# %% ../nbs/api/corpus.ipynb #b4640746
 import contextlib, errno, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,8 @@ from fastai.text.all import *
 from .data import read_text, text_vocab
 from .files import replacing
 from .rules import fix_entities
-from .tokens import ChunkTokenizer, encode_texts, get_tokenizer
+from .chunks import ChunkTokenizer
+from .tokens import encode_texts, get_tokenizer
 
 # %% ../nbs/api/corpus.ipynb #f7198cee
 class TextCorpus:
@@ -48,12 +49,12 @@ class TextCorpus:
 
 def _runs(rows): return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
 
-# %% ../nbs/api/corpus.ipynb #b03ff07f
+# %% ../nbs/api/corpus.ipynb #7cc8460d
 def _sha(*parts): return hashlib.sha256('\0'.join(map(str, parts)).encode('utf8', 'surrogatepass')).hexdigest()
 
 def tokenizer_key(tok) -> dict: # what decides its tokens
     "What a tokenizer is, for a key: spaCy by language, anything else by its source and state, not by what it calls; `ValueError` where that cannot be seen"
-    ours = _sha(*(Path(inspect.getfile(o)).read_text(encoding='utf8') for o in (fix_entities, encode_texts)))[:12]
+    ours = _sha(*(Path(inspect.getfile(o)).read_text(encoding='utf8') for o in (fix_entities, ChunkTokenizer, encode_texts)))[:12]
     versions = dict(spacy=version('spacy'), fastai=version('fastai'), unicode=unicodedata.unidata_version, ours=ours)
     if isinstance(tok, ChunkTokenizer): return dict(tok='spaCy en', rules=tok.rules, **versions)
     def ident(o):
@@ -67,27 +68,29 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
     post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]     # what `compose` was given
     return dict(tok=ident(tok.tok), rules=[ident(o) for o in (*tok.rules, *post)], **versions)
 
+def _files(df): return [f'{df.attrs["path"]}/{f}' for f in df.file]
+
 def _stats(df):
     if 'text' in df: return
-    stats = [(f, os.stat(os.path.join(df.attrs['path'], f))) for f in df.file]
-    return [(f, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for f,s in stats]
+    return [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in map(os.stat, _files(df))]
 
-def _content(df, encoding, cache):
-    "Digest of the texts, in order"
+def _content(df, stats, encoding, cache):
+    "Digest of the texts, in order; of files it is remembered, for as long as they rest"
     h = hashlib.sha256()
-    def add(o): b = o.encode('utf8', 'surrogatepass'); h.update(len(b).to_bytes(8, 'little')); h.update(b)
-    if 'text' in df:
-        for o in df.text: add(o)
+    def add(b): h.update(len(b).to_bytes(8, 'little')); h.update(b)
+    if stats is None:
+        for o in df.text: add(o.encode('utf8', 'surrogatepass'))
         return h.hexdigest()
-    root,stats = df.attrs['path'],_stats(df)
-    known = cache/f'seen-{_sha(root, encoding, *stats)[:24]}.json'
+    known = cache/f'seen-{_sha(encoding, df.attrs["path"], *df.file, np.array(stats).tobytes().hex())[:24]}.json'
     if known.exists(): return json.loads(known.read_text())
-    for f in df.file: add(read_text(Path(root)/f, encoding))
-    if time.time_ns() - max(s[3] for s in stats) > 2e9:                    # a file may change twice within one tick of its clock
+    for f in _files(df):
+        with open(f, 'rb', buffering=0) as o: b = o.read()
+        add(b if encoding in ('utf8', 'utf-8') and b'\r' not in b else read_text(f, encoding).encode())
+    if time.time_ns() - max(s[2] for s in stats) > 2e9:                    # a file may change twice within one tick of its clock
         with replacing(known) as tmp: tmp.write_text(json.dumps(h.hexdigest()))
     return h.hexdigest()
 
-# %% ../nbs/api/corpus.ipynb #4766e039
+# %% ../nbs/api/corpus.ipynb #74e4ba9b
 _format = 1
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
@@ -98,9 +101,9 @@ def _whole(d):
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
     table,counts,lens,whole = {},np.zeros(0, np.int64),[],0
-    items = df.text.tolist() if 'text' in df else [Path(df.attrs['path'])/f for f in df.file]
+    items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
-        for ids,n,types,w in encode_texts(items, tok, n_workers, progress, encoding):
+        for ids,n,types,w in encode_texts(items, tok, n_workers, progress, encoding, root):
             here = np.array([table.setdefault(t, len(table)) for t in types], np.uint32)
             counts = np.append(counts, np.zeros(len(table) - len(counts), np.int64))
             np.add.at(counts, here, np.bincount(ids, minlength=len(here)))
@@ -133,15 +136,16 @@ def text_corpus(
     tok,cache = tok or get_tokenizer(),corpora_path(cache)
     try: cache.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{cache} cannot be made ({e.strerror}): choose another folder by cache=...') from e
-    if getattr(getattr(tok, 'tok', tok), 'sp_model', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
+    if getattr(getattr(tok, 'tok', tok), 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
     if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
         stats = _stats(df)
-        key = dict(content=_content(df, encoding, cache), **tokenizer_key(tok))
+        key = dict(content=_content(df, stats, encoding, cache), **tokenizer_key(tok))
         path = cache/_sha(_format, json.dumps(key, sort_keys=True))[:24]
-        if path.exists() and not _whole(path): print(f'{path.name} is damaged or of an older version: prepared again')
-        elif path.exists(): return TextCorpus(path, df, tok)
+        if path.exists():
+            if _whole(path): return TextCorpus(path, df, tok)
+            print(f'{path.name} is damaged or of an older version: prepared again')
         tmp = Path(tempfile.mkdtemp(dir=cache, prefix='.new-'))
         try:
             _build(tmp, key, df, tok, encoding, n_workers, progress)

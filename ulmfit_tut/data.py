@@ -50,14 +50,16 @@ def mini_reviews(
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
-# %% ../nbs/02_data.ipynb #4778dc77
+# %% ../nbs/02_data.ipynb #95edb3d9
 def read_text(
     f:Path, encoding:str='utf8'
-) -> str:
+) -> str: # line ends are `\n`, as Python reads them
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
-    try: return f.read_text(encoding=encoding)
+    with open(f, 'rb', buffering=0) as o: data = o.read()
+    try: text = data.decode(encoding)
     except (UnicodeDecodeError, LookupError) as e:
         raise ValueError(f'{f} is not {encoding} text ({e}): name its encoding, for instance encoding="latin-1"') from None
+    return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
 def _sub(path, name): return sorted(o for o in (path/name).iterdir() if o.is_dir()) if (path/name).is_dir() else []
 
