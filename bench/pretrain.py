@@ -236,7 +236,7 @@ def card(name, work, out):
     s = torch.load(d/'state.pt', weights_only=True)
     vocab, info = json.loads((d/'vocab.json').read_text(encoding='utf8')), json.loads((d/'info.json').read_text())
     tied = ('0.encoder_dp.emb.weight', '1.decoder.weight')
-    meta = dict(vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=False)
+    meta = dict(kind='lm', vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=False, tokenizer='spaCy en', rules='fastai')
     save_weights(out/f'{name}.safetensors', {k: v.half() for k, v in s['model'].items() if k not in tied}, **meta)
     valid, ids, offsets = np.load(d/'valid.npy'), np.load(d/'train.npy'), np.load(d/'train_offsets.npy')
     model = make_model(0.)

@@ -3,7 +3,7 @@ import io, json, os, pickle, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.text.all import AWD_LSTM, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
-from ulmfit_tut import files, lm, ulmfit as job
+from ulmfit_tut import files, lm, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
@@ -30,18 +30,20 @@ def test_run_folder(finished):
     assert (lrs.g0 > 0).sum() == (lrs.step > 3*len(lrs)//5).sum()               # the embedding learns in the last two of five epochs alone
 
 def test_same_bytes_when_cut_off_anywhere(short, finished, monkeypatch):
-    "Cut off after each finished stage in turn, then left to end: what an uninterrupted run writes"
+    "Cut off after each epoch in turn, once in the middle of a checkpoint, then left to end: what an uninterrupted run writes"
     class Cut(Exception): pass
-    out, save = finished.parent/'b', files.save_weights
+    out, save, n = finished.parent/'b', unfreeze.save_weights, []
     def cut(file, *a, **k):
+        n.append(1)
+        if len(n) == 4: file.with_name(f'.{file.name}.tmp').write_bytes(b'half'); raise Cut('half')
         save(file, *a, **k)
-        if file.parent.name == 'ULMFiT from wiki' and file.name != 'encoder.safetensors': raise Cut(file.name)
-    monkeypatch.setattr(job, 'save_weights', cut)
+        raise Cut(f'{file.stem} {k["at"]}')
+    monkeypatch.setattr(unfreeze, 'save_weights', cut)
     cuts = []
-    for _ in range(6):
+    for _ in range(8):
         with pytest.raises(Cut) as e: ulmfit(short, out, **fast)
         cuts.append(str(e.value))
-    assert cuts == ['lm-0.safetensors', 'lm-1.safetensors', 'clas-0.safetensors', 'clas-1.safetensors', 'clas-2.safetensors', 'clas-3.safetensors']
+    assert cuts == ['lm (0, 1)', 'lm (1, 1)', 'clas (0, 1)', 'half', 'clas (1, 1)', 'clas (2, 1)', 'clas (3, 1)', 'clas (3, 2)']
     monkeypatch.undo()
     ulmfit(short, out, **fast)
     assert written(out) == written(finished)
