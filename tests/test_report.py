@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 import ulmfit_tut.report
-from ulmfit_tut.report import dot_chart,line_chart,page,read_run,report,ticks,_prob,_rate,_shorten
+from ulmfit_tut.report import page,read_run,report,_dots,_lines,_prob,_rate
 
 XSS = '<script>alert(1)</script><img src=x onerror="alert(2)"> \'"><b onclick=\'x\'>'
 COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to train_loss valid_loss metric',
     metrics='phase stage freeze_to epochs lr_low lr_high train_loss valid_loss perplexity accuracy low high',
-    lrs='phase stage g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
+    lrs='phase step g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
 
 def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=True, **over):
     "A small run; a table given as None is not written"
@@ -55,10 +55,18 @@ def check(run):
     s = page(run)
     h = Balanced(s)
     assert not {'script','img','link','iframe','object'} & set(h.tags)
-    assert not [k for k,v in h.attrs if k.startswith('on') or k=='src' or (k=='href' and not v.startswith('#'))]
+    assert not [k for k,v in h.attrs if k.startswith('on') or k=='src' or (k in ('href','xlink:href') and not v.startswith('#'))]
+    assert not re.search(r'url\((?!#)|@import', s)
+    ids = [v for k,v in h.attrs if k=='id']
+    assert len(set(ids))==len(ids), 'a name stands for two things'
+    assert {v[1:] for k,v in h.attrs if k in ('href','xlink:href')} | set(re.findall(r'url\(#(\w+)\)', s)) <= set(ids)
+    styles = [v for k,v in h.attrs if k=='style']
+    assert not [v for v in styles if re.search(r'\b(fill|stroke): (?!none|var\(--c\d\))', v)], 'a colour that does not follow the page'
+    assert all('fill: var(' in v for v in styles if 'font-size' in v)
+    assert s.count('<svg role="img" aria-label="')==h.tags.count('svg')
     assert not re.search('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', s)
     assert not re.search(r'\b(nan|NaN|None|inf)\b', ' '.join(h.text).replace('null','')), 'a missing number shows'
-    assert not re.search(r'(nan|inf)', ' '.join(v or '' for k,v in h.attrs if k in ('d','x','y','cx','cy','style')))
+    assert not re.search(r'(nan|inf)', ' '.join(v or '' for k,v in h.attrs if k in ('d','x','y','transform','style','viewbox')))
     return h
 
 def test_hostile_texts(tmp_path):
@@ -77,7 +85,7 @@ def test_hostile_names(tmp_path):
 def test_same_bytes(tmp_path):
     a,b = (report(make(tmp_path/o)).read_bytes() for o in 'ab')
     assert a==b and b'\r' not in a
-    code = f'import sys; from ulmfit_tut.report import page; sys.stdout.buffer.write(page({str(tmp_path/"b")!r}).encode())'
+    code = f'import sys; from ulmfit_tut.report import page; sys.stdout.buffer.write(page({str(tmp_path/"b")!r}).encode()); assert "matplotlib.pyplot" not in sys.modules'
     p = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, env=dict(os.environ, PYTHONHASHSEED='7'), cwd=Path(__file__).parents[1])
     assert p.stdout==a
 
@@ -156,7 +164,40 @@ def test_every_line_is_drawn(tmp_path):
               'Loss of the classifier. loss against epoch: train from 0.6 to 0.5; validation from 0.6 to 0.5.',
               'Learning rate, language model. learning rate (logarithmic) against step: embedding and decoder from 1e-2 to 1e-2.',
               'Learning rate, classifier. learning rate (logarithmic) against step: LSTM 3 from 1e-2 to 1e-2; head from 2e-2 to 2e-2.'): assert o in alts, o
-    assert sum(k=='d' and v.count('M')==1 and v.count('L')==3 for k,v in h.attrs)==2  # one group in each picture learns at every step
+    assert sum(k=='d' and v.count('M')==1 and v.count('L')==3 and 'z' not in v for k,v in h.attrs)==2  # one group in each picture learns at every step
+    for o in ('embedding (frozen)', 'LSTM 1 (frozen)', 'LSTM 3', 'head'): assert o in h.text, o
+
+def test_lines_differ(tmp_path):
+    "In colour and in dash; a layer group has the same look in both pictures"
+    lrs = [(ph,i,.001,.002,.003,.004,.005*(ph=='clas')) for ph in ('lm','clas') for i in range(1,50)]
+    s = page(make(tmp_path/'r', lrs=lrs))
+    look = {}
+    for ph in ('language model','classifier'):
+        svg = re.search(rf'<svg role="img" aria-label="Learning rate, {ph}.*?</svg>', s, re.S)[0]
+        strokes = re.findall(r'<path d="[^"]*" clip-path[^>]*style="fill: none; (?:stroke-dasharray: ([^;]*);[^"]*)?stroke: (var\(--c[0-4]\))', svg)
+        assert len(strokes)==len(set(c for _,c in strokes))==len(set(d for d,_ in strokes))==(4 if ph=='language model' else 5)
+        look[ph] = strokes
+    assert look['classifier'][:4]==look['language model']
+
+def test_settings_of_the_user_do_not_matter(tmp_path):
+    import matplotlib as mpl
+    s = page(make(tmp_path/'r'))
+    with mpl.rc_context({'font.size':30, 'axes.grid':False, 'svg.fonttype':'path', 'text.parse_math':True}), pd.option_context('display.max_colwidth', 5, 'display.precision', 1):
+        was = dict(mpl.rcParams)
+        assert page(tmp_path/'r')==s and dict(mpl.rcParams)==was
+
+def test_hostile_arms(tmp_path):
+    "Formulas, colours, tags, letters that no font here has: in a picture they are words like any other"
+    arms = ['$\\frac{', '#0000f1', 'a id="a_1" stroke: #0000f1 > 1.23456', XSS, 'مرحبا 🎬', 'a\x07b', 'two\nlines']
+    run = make(tmp_path/'r', comparison=[(o, 'wiki', .5, .4, .6, 4) for o in arms])
+    h = check(run)
+    for o in arms[:5]: assert h.text.count(o)==2, o  # in the picture and in the table
+    assert any(arms[3] in v for k,v in h.attrs if k=='aria-label')
+
+def test_long_review_is_cut_at_a_word(tmp_path):
+    h = check(make(tmp_path/'r', texts=['word '*200, 'short']))
+    cut,whole = [o for o in h.text if o.startswith('word ')]
+    assert cut.endswith('word …') and len(cut)<=400 and whole=='word '*200 and 'Full text, 1,000 characters' in h.text and h.text.count('short')==1
 
 def test_light_import():
     code = 'import sys, ulmfit_tut.report; print([o for o in ("torch","fastai","matplotlib","IPython") if o in sys.modules])'
@@ -170,19 +211,19 @@ def test_large_run_stays_small(tmp_path):
 def test_numbers():
     assert [_prob(o).replace('\N{NO-BREAK SPACE}', ' ') for o in (0, 1e-5, .5, .9997, 1)]==['0.0 %', '< 0.1 %', '50.0 %', '> 99.9 %', '100.0 %']
     assert [_rate(o) for o in (2e-2, 7.69e-3, 1, 1e-12)]==['2e-2', '7.7e-3', '1', '1e-12']
-    assert _shorten('ab cd', 4)=='ab …' and _shorten('', 4)=='' and _shorten('abcdef', 4)=='abcd …'
-    for lo,hi in ((0,1), (4.35,4.9), (99,1e5), (1e-9,2e-9), (-3,3)):
-        t = ticks(lo, hi)
-        assert t[0]<=lo+1e-12 and t[-1]>=hi-1e-12 and 2<=len(t)<=9
 
 def test_charts_stay_inside():
-    df = lambda index, **cols: pd.DataFrame(cols, index=index)
-    share = lambda **rows: pd.DataFrame(rows, index=['accuracy','low','high']).T
-    for o in (line_chart(df([1,2,3], a=[1,50,3], b=[2,float('nan'),1]), 't', 'y'), dot_chart(share(a=(.999,.99,1), b=(0,0,.01)), 't'),
-              line_chart(df([0,1], a=[1e-9,1]), 't', 'y', log=True), dot_chart(share(a=(1,1,1)), 't'), line_chart(df([5], a=[0]), 't', 'y')):
+    df = lambda **cols: pd.DataFrame(cols)
+    share = lambda *rows: (pd.DataFrame(rows, columns=['accuracy','low','high']), 't', [f'row {i}' for i in range(len(rows))])
+    nan = float('nan')
+    for o in (_lines(df(a=[1,50,3], b=[2,nan,1]), 't', 'y', a='a', b='b'), _dots(*share((.999,.99,1), (0,0,.01))), _lines(df(a=[1e-9,1]), 't', 'y', log=True, a='a'),
+              _dots(*share((1,1,1), (nan,nan,nan))), _lines(df(a=[0]), 't', 'y', a='a'), _lines(df(a=[1e6,2e7], stage=[1,2]), 't', 'y', a='a'),
+              _lines(df(a=[.011,.018]), 't', 'y', log=True, a='a'), _lines(df(a=[5.]*3000), 't', 'y', a='a')):
         h = Balanced(str(o))
-        w,ht = map(float, [v for k,v in h.attrs if k=='viewbox' and v.startswith('0 0 360')][0].split()[2:])
-        assert all(0<=float(v)<=w for k,v in h.attrs if k in ('x','cx')) and all(0<=float(v)<=ht for k,v in h.attrs if k in ('y','cy'))
+        w,ht = map(float, [v for k,v in h.attrs if k=='viewbox'][0].split()[2:])
+        assert all(0<=float(v)<=w for k,v in h.attrs if k=='x') and all(0<=float(v)<=ht for k,v in h.attrs if k=='y')
+        assert sum('text-anchor: end' in (v or '') for k,v in h.attrs if k=='style')>=1 and len(h.text)>=4, 'an axis without numbers'
+    assert 'no numbers to draw' in _lines(df(a=[nan,nan]), 't', 'y', a='a') and 'no numbers to draw' in _dots(*share((nan,.1,.2)))
 
 def _lum(c):
     v = [int(c[i:i+2], 16)/255 for i in (1,3,5)]

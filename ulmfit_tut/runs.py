@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['arms', 'check_settings', 'unfinished', 'write_csv', 'write_json', 'data_table', 'stage_rows', 'comparison',
-           'seconds_a_token', 'say_plan']
+           'seconds_a_token', 'say_plan', 'steady_memory']
 
-# %% ../nbs/api/runs.ipynb #fb963ece
-import csv, json, math, time
+# %% ../nbs/api/runs.ipynb #1edec248
+import contextlib, csv, ctypes, json, math, time
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .compare import wilson
@@ -143,3 +143,8 @@ def say_plan(
     print(f'{len(df):,} texts ({parts}); {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {c["pretrained"]}')
     print(f'{sum(c["lm_epochs"])} language model epochs of {lm:,} tokens, {sum(c["epochs"])} classifier epochs, on {c["device"]}: '
           f'{"what is left of " if goes_on else ""}about {1.2*secs/60 + 0.2:.1f} minutes. Everything goes to {out}')
+
+# %% ../nbs/api/runs.ipynb #78f5c250
+def steady_memory():
+    "Let the allocator of Linux (glibc) map blocks of 1 MB and more by themselves, so that freed ones go back; elsewhere it does nothing"
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).mallopt(-3, 2**20)         # -3 is M_MMAP_THRESHOLD

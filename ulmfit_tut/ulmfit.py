@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['classifier_learner', 'ulmfit']
 
-# %% ../nbs/06_ulmfit.ipynb #1ba0f01f
+# %% ../nbs/06_ulmfit.ipynb #7258e428
 import contextlib, hashlib, json, platform, shutil
 from importlib.metadata import version
 import numpy as np, pandas as pd, torch
@@ -18,7 +18,7 @@ from .encoder import load_encoder, save_encoder, save_model
 from .lm import lm_learner, pretrained_lm
 from .predict import predict
 from .report import report
-from .runs import arms, check_settings, comparison, data_table, say_plan, stage_rows, unfinished, write_csv, write_json
+from .runs import arms, check_settings, comparison, data_table, say_plan, stage_rows, steady_memory, unfinished, write_csv, write_json
 from .tokens import get_tokenizer
 from .unfreeze import Stage, classifier_stages, fit_stages, lm_stages
 
@@ -77,7 +77,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #25ef38a8
+# %% ../nbs/06_ulmfit.ipynb #361d9bd7
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -103,6 +103,7 @@ def ulmfit(
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],out = str(device or default_device()),listify(compare),Path(out)
     check_settings(c)
+    steady_memory()
     weights,old,sizes = pretrained_lm(pretrained, backwards)
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
