@@ -13,7 +13,7 @@ from fastai.text.core import _re_wrep
 from array import array                                  # after fastai, which has another of this name
 from .rules import rule_sets
 
-# %% ../nbs/api/chunks.ipynb #82ce604e
+# %% ../nbs/api/chunks.ipynb #b97415b0
 _blank = re.compile(r'[^\S ]\s*')                       # white space that becomes a token; blanks before it do not change it
 _plain = re.compile(r'''(["(]?)[a-z]+(?:-[a-z]+)*((?:'s)?[,.!?;:]?(?:[")][,.!?;:]?)?)''', re.I | re.A)
 _parts = re.compile("'s|[a-z]+|.")
@@ -34,6 +34,11 @@ class ChunkTokenizer:
         self.rules,self.max_chunks,self.n_whole,self.lock,self.chunks = rules,max_chunks,0,threading.Lock(),None
 
     def __reduce__(self): return type(self),(self.rules, self.max_chunks)
+
+    def ready(self):
+        "Read spaCy's tables now; else the first text waits for them"
+        self._reset()
+        return self
 
     def _reset(self):
         from spacy.tokenizer import Tokenizer as Words

@@ -100,12 +100,12 @@ def load_classifier(
                                     loss_func=BCEWithLogitsLossFlat() if meta['several'] else CrossEntropyLossFlat())
     return load_model(learn, file)
 
-# %% ../nbs/07_predict.ipynb #613a16db
+# %% ../nbs/07_predict.ipynb #23f77311
 def predict_csv(
     learn:Learner, # fastai text classifier
     source:Path, # `.csv` file with the texts
     out:Path, # `.csv` file to write: the columns of `predict`, a row a row
-    text_col:str='text', encoding:str='utf8', bs:int=64,
+    text_col=None, encoding:str='utf8', bs:int=64, # columns with the texts (default those of training), and how the file is encoded
     rows:int=5000 # in memory at once
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"

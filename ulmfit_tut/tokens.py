@@ -29,10 +29,9 @@ def get_tokenizer(
         rules = rule_sets[rules]
     return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
 
-# %% ../nbs/api/tokens.ipynb #72ea6f67
+# %% ../nbs/api/tokens.ipynb #03aa5047
 def _start(tok, encoding, root):
     global _worker
-    if isinstance(tok, ChunkTokenizer): tok = ChunkTokenizer(tok.rules, tok.max_chunks)              # another thread may hold the lock of the one that was forked
     _worker = tok,encoding,root
 
 def _block(items, *how):
@@ -75,6 +74,7 @@ def encode_texts(
     bar = partial(progress_bar, total=-(-len(items)//1000), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
     if n_workers < 2: yield from bar(_block(b, tok, encoding, root) for b in _blocks(items)); return
     how = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)                # fastai is long to import in a new process
+    if isinstance(tok, ChunkTokenizer): tok = ChunkTokenizer(tok.rules, tok.max_chunks).ready()    # of our own: another thread may hold the lock of the one that is forked
     with ProcessPoolExecutor(n_workers, how, _start, (tok, encoding, root)) as ex:
         def ahead():
             todo = deque()

@@ -64,7 +64,7 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #a352e244
+# %% ../nbs/05_unfreezing.ipynb #b8dd1ad4
 class _Cycle(ParamScheduler):
     "fastai's one cycle, or the paper's triangle, counted from the stage's first epoch even where the run goes on later"
     def __init__(self, stage, lr, done):
@@ -86,7 +86,8 @@ def _restart(learn, *seeds):
 class _Epochs(Callback):
     "Seeds every epoch, notes rates and losses, stops at NaN, and hands each finished epoch to `after`"
     order = Recorder.order + 1
-    def __init__(self, seeds, done, after, extra): store_attr()
+    def __init__(self, seeds, done, after, extra): store_attr(); self.problem = None
+    def stop(self, e): self.problem = e; raise CancelFitException                                 # fastai would rewrite the message of an exception that leaves a callback
     def before_fit(self):
         scaler,(n,val) = self.extra
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = n,torch.tensor(val)
@@ -95,10 +96,11 @@ class _Epochs(Callback):
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
     def after_batch(self):
         if self.training: self.rates.append([h['lr']*(i >= self.opt.frozen_idx) for i,h in enumerate(self.opt.hypers)])
-        if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: raise ValueError(f'The loss is no number any more: lower the learning rates, {self.opt.hypers[-1]["lr"]:.2g} is too high')
+        if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: self.stop(ValueError(f'The loss is no number any more: lower the learning rates, {self.opt.hypers[-1]["lr"]:.2g} is too high'))
     def after_epoch(self):
         row = dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.values[-1])))
-        self.after(self.done + self.epoch + 1, {**row, 'seconds': time.time() - self.t}, self.rates)
+        try: self.after(self.done + self.epoch + 1, {**row, 'seconds': time.time() - self.t}, self.rates)
+        except Exception as e: self.stop(e)
 
 @contextmanager
 def clean_exit(
@@ -106,11 +108,12 @@ def clean_exit(
     keep:bool=True # give weights and optimizer back as they were; else leave them as the exception found them
 ):
     "Whatever stops the block, Ctrl-C too, leaves a learner that can be used: no autocast, no stale gradients, weights whole"
-    old = _state(learn, clone=True) if keep else None
+    old,opt = _state(learn, clone=True) if keep else None,learn.opt
     try: yield
     except BaseException:
-        if torch.is_autocast_enabled() and getattr(getattr(learn, 'mixed_precision', None), 'autocast', None): learn.mixed_precision.autocast.__exit__(None, None, None)
-        if old: _set_state(learn, *old)
+        cast = next((getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision)), None)
+        if cast and torch.is_autocast_enabled(cast.device): cast.__exit__(None, None, None)
+        if old: learn.opt = opt; _set_state(learn, *old)
         if learn.opt is not None: learn.opt.zero_grad()
         getattr(learn.model, 'reset', noop)()
         raise
@@ -157,7 +160,7 @@ def check_stages(
         if any(o is None or not (math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
 
-# %% ../nbs/05_unfreezing.ipynb #03bb2eb0
+# %% ../nbs/05_unfreezing.ipynb #c887734a
 def _no_memory(learn, stage, e):
     bs,x = getattr(learn.dls.train, 'bs', '?'),first(learn.xb)
     return RuntimeError(f'Out of memory in stage {stage+1}: the batch has bs={bs}, its longest text {x.shape[1] if x is not None and x.ndim > 1 else "?"} tokens. Make the DataLoaders with a '
@@ -194,7 +197,9 @@ def fit_stages(
         learn.opt.set_hyper('lr', s.lr)
         cbs = [_Cycle(s, np.array([h['lr'] for h in learn.opt.hypers]), done), _Epochs((seed, i), done, partial(after, i), meta['extra'] if done else (None, (0, 0.)))]
         try:
-            with clean_exit(learn, keep=False): learn.fit(s.epochs - done, cbs=cbs)
+            with clean_exit(learn, keep=False):
+                learn.fit(s.epochs - done, cbs=cbs)
+                if cbs[1].problem: raise cbs[1].problem
         except BaseException as e:
             if file and Path(file).exists(): _set_state(learn, load_weights(file, ())[0], None, opt=False)        # the last good epoch
             if isinstance(e, RuntimeError) and 'out of memory' in str(e).lower(): raise _no_memory(learn, i, e) from None

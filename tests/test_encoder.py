@@ -1,0 +1,159 @@
+"""Files that say no: damaged, foreign, of another network, another vocabulary, another direction; and those that fit go in whole."""
+import os, pickle
+import numpy as np, pandas as pd, pytest, torch
+from fastai.text.all import (AWD_LSTM, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, nn, set_seed, text_classifier_learner)
+from ulmfit_tut import files
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import get_texts
+from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_model, match_rows, save_encoder, save_model, to_fastai
+from ulmfit_tut.files import load_weights, save_weights
+from ulmfit_tut.predict import load_classifier
+from ulmfit_tut.tokens import get_tokenizer
+
+small = dict(emb_sz=8, n_hid=10, n_layers=2)
+
+def lm_of(corpus, vocab, path=None, cfg=small, **kw):
+    set_seed(1)
+    return language_model_learner(text_dls(corpus, vocab, is_lm=True, bs=4, seq_len=8, device='cpu', **kw), AWD_LSTM, config={**awd_lstm_lm_config, **cfg}, pretrained=False, path=path)
+
+def clas_of(corpus, vocab, path=None, cfg=small, **kw):
+    set_seed(2)
+    return text_classifier_learner(text_dls(corpus, vocab, bs=4, seq_len=8, device='cpu', **kw), AWD_LSTM, config={**awd_lstm_clas_config, **cfg}, pretrained=False, seq_len=8, path=path)
+
+@pytest.fixture(scope='module')
+def corpus(short): return text_corpus(get_texts(short, split_col='part'))
+
+@pytest.fixture(scope='module')
+def vocab(corpus): return corpus.vocab()
+
+@pytest.fixture
+def enc(corpus, vocab, tmp_path): return save_encoder(lm_of(corpus, vocab), tmp_path/'enc.safetensors')
+
+def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def refused(load, learn, file, *has):
+    "An error that says why, and a learner that is as it was"
+    before = weights(learn)
+    with pytest.raises((ValueError, OSError)) as e: load(learn, file)
+    for h in has: assert h in str(e.value), str(e.value)
+    assert same(before, weights(learn))
+
+def test_damaged_anywhere(corpus, vocab, enc, tmp_path):
+    "A share of what bench/reliable.py does two thousand times"
+    lm, clas = lm_of(corpus, vocab), clas_of(corpus, vocab)
+    whole = save_model(clas, tmp_path/'clas.safetensors')
+    rng = np.random.default_rng(0)
+    for file, load in ((enc, load_encoder), (whole, load_model)):
+        good = file.read_bytes()
+        n = int.from_bytes(good[:8], 'little')
+        meta = good.index(b'__metadata__')
+        for lo, hi in [(0, 8), (8, 8 + n), (meta, 8 + n), (8 + n, len(good))]:
+            for _ in range(12):
+                i = int(rng.integers(lo, hi))
+                bad = [good[:i] + bytes([good[i] ^ int(rng.integers(1, 256))]) + good[i+1:], good[:i], good[:i] + good[i+1:]][int(rng.integers(3))]
+                file.write_bytes(bad)
+                refused(load, clas, file, file.name)
+        file.write_bytes(good)
+        load(clas, file)
+    refused(load_model, lm, whole, 'classes')
+
+def test_pickle_in_disguise(corpus, vocab, tmp_path):
+    class Bad:
+        def __reduce__(self): return os.system, (f'touch {tmp_path}/ran',)
+    f, clas = tmp_path/'enc.safetensors', clas_of(corpus, vocab)
+    f.write_bytes(pickle.dumps(Bad()))
+    refused(load_encoder, clas, f, 'no whole safetensors file')
+    with pytest.raises(ValueError): load_classifier(f)
+    torch.save(Bad(), tmp_path/'enc.pth')
+    refused(lambda l, f: load_encoder(l, f, vocab=vocab), clas, tmp_path/'enc.pth', 'more than weights')
+    (tmp_path/'itos.pkl').write_bytes(pickle.dumps([Bad()]))
+    save_encoder(clas, f); pth, _ = to_fastai(f, tmp_path/'old.pth')
+    refused(lambda l, f: load_encoder(l, f, vocab=tmp_path/'itos.pkl'), clas, pth, 'list of strings')
+    assert not (tmp_path/'ran').exists()
+
+def test_whole_but_wrong(corpus, vocab, enc, tmp_path, short):
+    "Files that are sound in themselves"
+    clas = clas_of(corpus, vocab)
+    w, meta = load_weights(enc)
+    def other(**kw): return save_weights(tmp_path/'o.safetensors', kw.pop('weights', w), **{**meta, **kw})
+    for kw, has in [(dict(arch='QRNN'), "arch 'QRNN' / 'AWD_LSTM'"), (dict(backwards=True), 'backwards True / False'), (dict(rules='corrected'), "rules 'corrected' / 'fastai'"),
+                    (dict(tokenizer='spaCy de'), "'spaCy de' / 'spaCy en'"), (dict(config={**small, 'n_hid': 99}), '99'), (dict(kind='checkpoint'), 'checkpoint'),
+                    (dict(vocab=vocab[:-1]), 'do not belong together'), (dict(vocab=vocab[:9] + vocab[9:][::-1]), 'words of'),
+                    (dict(weights={k: v for k, v in w.items() if 'rnns.1' not in k}), 'missing'), (dict(weights={**w, 'rnns.0.weight_hh_l0_raw': torch.zeros(4, 4)}), '(4, 4)')]:
+        refused(load_encoder, clas, other(**kw), has)
+    refused(load_encoder, clas, tmp_path/'nowhere.safetensors', 'No such file')
+    f = save_model(clas, tmp_path/'c.safetensors')
+    w, meta = load_weights(f)
+    for kw, has in [(dict(classes=['bad', 'good']), 'classes'), (dict(vocab=vocab[::-1]), 'vocab'), (dict(backwards=True), 'backwards')]:
+        refused(load_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, **kw}), has)
+    refused(load_model, lm_of(corpus, vocab), f, 'classes')
+    german = text_corpus(get_texts(short, split_col='part'), get_tokenizer('de'))
+    refused(load_encoder, clas_of(german, vocab), enc, "'spaCy en' / 'spaCy de'")
+
+def test_every_road_in(corpus, vocab, enc, tmp_path):
+    "Encoder, language model and classifier files; into both kinds of learner, wrapped or not; fastai's own file and back"
+    source, want = lm_of(corpus, vocab), None
+    want = source.model[0].state_dict()
+    files_ = [enc, save_model(source, tmp_path/'lm.safetensors')]
+    for f in files_:
+        for make in (lm_of, clas_of):
+            learn = make(corpus, vocab)
+            for p in learn.model.parameters(): p.data.zero_()
+            res = load_encoder(learn, f)
+            assert same(want, encoder_of(learn).state_dict()) and res == dict(words=len(vocab), shared=len(vocab), coverage=1., unchecked=[])
+            assert not learn.model[0].training or learn.opt.frozen_idx > 0                                   # frozen, as fastai leaves it
+    wrapped = clas_of(corpus, vocab)
+    wrapped.create_opt()                                                                                   # fastai's splitter wants the bare model
+    wrapped.model = nn.DataParallel(wrapped.model)
+    load_encoder(wrapped, enc)
+    assert same(want, encoder_of(wrapped).state_dict()) and save_encoder(wrapped, tmp_path/'w.safetensors').read_bytes() == enc.read_bytes()
+    pth, itos = to_fastai(enc, tmp_path/'models/old')
+    stock = clas_of(corpus, vocab, path=tmp_path)
+    stock.load_encoder('old')
+    assert same(want, encoder_of(stock).state_dict())
+    learn = clas_of(corpus, vocab)
+    assert load_encoder(learn, pth, vocab=itos)['unchecked'] == ['tokenizer', 'rules', 'backwards'] and same(want, encoder_of(learn).state_dict())
+    refused(load_encoder, learn, pth, 'holds no vocabulary')
+    lm = lm_of(corpus, vocab)
+    torch.save(dict(model=lm.model.state_dict()), tmp_path/'pair.pth')                                     # as `learn.save` writes it
+    assert load_encoder(learn, tmp_path/'pair.pth', vocab=vocab)['shared'] == len(vocab)
+
+def test_other_words(corpus, vocab, enc, tmp_path):
+    "Shared rows move to their words, new words get the mean row, by hand"
+    new = vocab[:9] + vocab[9:][::-1] + ['brandnew']
+    learn, rows = clas_of(corpus, new), load_weights(enc)[0]['encoder.weight']
+    res = load_encoder(learn, enc, match_vocab=True)
+    got = encoder_of(learn).encoder.weight
+    for i, w in enumerate(new): assert torch.equal(got[i], rows[vocab.index(w)] if w in vocab else rows.mean(0))
+    assert res['shared'] == len(vocab) and res['coverage'] == pytest.approx(len(vocab)/len(new))
+    assert match_rows(torch.tensor([1., 3.]), ['a', 'b'], ['b', 'c', 'a', 'b']).tolist() == [3, 2, 1, 3]
+
+def test_what_a_stock_learner_shows(short, corpus, enc):
+    "fastai's own DataLoaders with our rules' names; from numbers nothing is known, and that is no error"
+    df = short[short.label.ne('')].assign(is_valid=[i % 4 == 0 for i in range((short.label != '').sum())])
+    dls = TextDataLoaders.from_df(df, text_col='text', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0)
+    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=8)
+    a = about(learn)
+    assert (a['tokenizer'], a['rules'], a['backwards']) == ('spaCy en', 'fastai', False)
+    back = TextDataLoaders.from_df(df, text_col='text', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0, backwards=True)
+    assert about(text_classifier_learner(back, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False))['backwards'] is True
+    assert load_encoder(learn, enc, match_vocab=True)['unchecked'] == []
+
+def test_classifier_file_alone(corpus, vocab, tmp_path):
+    "Built from the file alone, it says what the learner said; no text of training is in it"
+    clas = clas_of(corpus, vocab)
+    f = save_model(clas, tmp_path/'c.safetensors')
+    again = load_classifier(f, device='cpu')
+    assert same(weights(clas), weights(again)) and list(again.dls.vocab[1]) == ['neg', 'pos']
+    assert corpus.df.text[0][:40].encode() not in f.read_bytes() and str(corpus.path).encode() not in f.read_bytes()
+    with pytest.raises(ValueError, match='no AWD_LSTM classifier'): load_classifier(save_encoder(clas, tmp_path/'e.safetensors'))
+
+def test_a_kill_leaves_the_old_file(corpus, vocab, enc, monkeypatch):
+    before = enc.read_bytes()
+    def full(*a): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(files.os, 'replace', full)
+    with pytest.raises(OSError): save_encoder(clas_of(corpus, vocab), enc)
+    assert enc.read_bytes() == before and [o.name for o in enc.parent.iterdir()] == [enc.name]

@@ -1,0 +1,177 @@
+"""The same answer alone, in any batch, in any order, from any thread; generation that is the model's own."""
+import subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, pandas as pd, pytest, torch
+from fastai.text.all import (AWD_LSTM, F, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
+from hypothesis import given, settings, strategies as st
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import get_texts, mini_reviews_df, text_vocab
+from ulmfit_tut.encoder import save_model
+from ulmfit_tut.predict import decode_tokens, generate, load_classifier, next_words, predict, predict_csv
+from ulmfit_tut.tokens import tokenize
+
+small = dict(emb_sz=16, n_hid=20, n_layers=3)
+
+def strong(learn):
+    "Weights so large that a wrong hidden state shows"
+    g = torch.Generator().manual_seed(0)
+    for p in learn.model.parameters(): p.data.copy_(torch.randn(p.shape, generator=g)*.3)
+    return learn
+
+def quiet(learn):
+    learn.remove_cbs([o for o in learn.cbs if type(o).__name__ == 'ProgressCallback'])
+    return learn
+
+def classifier(df, backwards=False, **kw):
+    corpus = text_corpus(df)
+    set_seed(0)
+    dls = text_dls(corpus, corpus.vocab(), bs=8, seq_len=16, backwards=backwards, device='cpu')
+    return quiet(strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16, **kw)))
+
+def lm(df, backwards=False):
+    corpus = text_corpus(df)
+    dls = text_dls(corpus, corpus.vocab(min_freq=1), is_lm=True, bs=4, seq_len=16, backwards=backwards, device='cpu')
+    return quiet(strong(language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **small}, pretrained=False)))
+
+@pytest.fixture(scope='module')
+def df(short): return get_texts(short, split_col='part')
+
+@pytest.fixture(scope='module')
+def texts():
+    "Reviews of many lengths, and what nobody planned for"
+    r = mini_reviews_df().text.tolist()
+    return [' '.join(t.split()[:n]) for t, n in zip(r[:60], [1, 3, 7, 12, 15, 16, 17, 30, 31, 33, 47, 64]*5)] + ['', ' ', 'xxpad', 'xxpad xxbos xxpad', '\n\n', 'no '*400, '😀', 'a\0b']
+
+def test_alone_as_in_any_batch(df, texts):
+    learn, rng = classifier(df), np.random.default_rng(0)
+    alone = np.concatenate([predict(learn, t).iloc[:, 1:].to_numpy() for t in texts])
+    assert alone[:, 0].std() > .005
+    for bs in (1, 2, 3, 7, 64):
+        order = rng.permutation(len(texts))
+        got = predict(learn, [texts[i] for i in order], bs=bs).iloc[:, 1:].to_numpy()
+        assert np.abs(got - alone[order]).max() < 1e-5
+
+def test_as_stock_says_of_one_text(df, texts):
+    "fastai's own `predict`, on texts without blanks that its rules leave behind (pains: D6)"
+    learn = classifier(df)
+    for t in texts[:40]: assert np.abs(np.array(learn.predict(t)[2]) - predict(learn, t).iloc[0, 1:].to_numpy(float)).max() < 1e-5
+
+def test_stock_learner(short, texts):
+    "A learner that never met our package: its own `get_preds` depends on the neighbours, `predict` does not"
+    df = short[short.label.ne('')].assign(is_valid=[i % 4 == 0 for i in range((short.label != '').sum())])
+    dls = TextDataLoaders.from_df(df, text_col='text', label_col='label', valid_col='is_valid', bs=64, seq_len=16, device='cpu', num_workers=0)
+    learn = quiet(strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16)))
+    some = texts[:20] + ['a film']
+    alone = np.concatenate([predict(learn, t).iloc[:, 1:].to_numpy() for t in some])
+    assert np.abs(predict(learn, some).iloc[:, 1:].to_numpy() - alone).max() < 1e-5
+    stock = learn.get_preds(dl=learn.dls.test_dl(some))[0].numpy()
+    assert np.abs(stock - alone).max() > 1e-3
+    assert np.abs(np.concatenate([learn.get_preds(dl=learn.dls.test_dl([t]))[0].numpy() for t in some]) - alone).max() < 1e-5
+
+def test_order_index_and_kinds(df):
+    learn = classifier(df)
+    s = pd.Series(['a film', 'the film was long', 'no'], index=['x', 'y', 'x'])
+    want = predict(learn, s.tolist())
+    assert list(want.index) == [0, 1, 2] and list(want.columns) == ['label', 'neg', 'pos'] and want.label.isin(['neg', 'pos']).all()
+    for o in (s, pd.DataFrame(dict(other=1, text=s))):
+        got = predict(learn, o)
+        assert list(got.index) == list(s.index) and (got.to_numpy() == want.to_numpy()).all()
+    assert len(predict(learn, [])) == 0 and len(predict(learn, 'one')) == 1
+    for bad, kind, has in [(['a', None], TypeError, r'\[1\]'), ([3], TypeError, r'\[0\]'), (pd.DataFrame(dict(a=['b'])), ValueError, 'no single column')]:
+        with pytest.raises(kind, match=has): predict(learn, bad)
+
+def test_two_text_columns_and_several_labels(short, tmp_path):
+    "The columns of training are those of prediction; fastai reads another column without a word (pains: D7)"
+    raw = short[short.part.ne('unsup')].assign(title=short.text.str[:9], good=short.label.eq('pos').astype(int), long=(short.text.str.len() > 60).astype(int))
+    learn = classifier(get_texts(raw, text_col=['title', 'text'], label_col=['good', 'long'], split_col='part'))
+    learn.dls.train_ds
+    got = predict(learn, raw.head(5))
+    assert list(got.columns) == ['label', 'good', 'long'] and (got.label == [';'.join(c for c in ('good', 'long') if r[c] > .5) for _, r in got.iterrows()]).all()
+    again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    pd.testing.assert_frame_equal(got, predict(again, raw.head(5)))
+    with pytest.raises(ValueError, match="'title'"): predict(again, raw[['text']])
+
+def test_backwards(df, texts, tmp_path):
+    learn = classifier(df, backwards=True)
+    again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    for t in texts[:10]: assert np.abs(np.array(learn.predict(t)[2]) - predict(again, t).iloc[0, 1:].to_numpy(float)).max() < 1e-5
+
+def test_threads(df, texts):
+    learn = classifier(df)
+    serial = [predict(learn, t).pos[0] for t in texts]
+    with ThreadPoolExecutor(8) as ex: assert list(ex.map(lambda t: predict(learn, t).pos[0], texts*6)) == serial*6
+
+def test_leaves_the_learner_as_it_was(df):
+    learn = classifier(df)
+    learn.model.train()
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    n = len(learn.dls.vocab[0])
+    predict(learn, ['neverseenbefore '*5])
+    assert learn.model.training and all(torch.equal(before[k], v) for k, v in learn.model.state_dict().items()) and len(learn.dls.vocab[0]) == n
+
+def test_very_long_text(df):
+    learn = classifier(df)
+    got = predict(learn, ['a film', 'a film '*50_000])
+    assert len(tokenize(['a film '*50_000])[0]) > 100_000 and got.pos[0] == pytest.approx(predict(learn, 'a film').pos[0], abs=1e-5) and np.isfinite(got.pos).all()
+
+def test_command(df, texts, tmp_path):
+    learn = classifier(df)
+    f = save_model(learn, tmp_path/'c.safetensors')
+    some = [t for t in texts if '\0' not in t]
+    pd.DataFrame(dict(id=range(len(some)), review=some)).to_csv(tmp_path/'in.csv', index=False)
+    def cmd(*a): return subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from ulmfit_tut.cli import predict_main; predict_main()', *map(str, a)], capture_output=True, text=True)
+    r = cmd(f, tmp_path/'in.csv', tmp_path/'out.csv')
+    assert r.returncode == 1 and "its columns are ['id', 'review']" in r.stderr and not (tmp_path/'out.csv').exists() and 'Traceback' not in r.stderr
+    r = cmd(f, tmp_path/'in.csv', tmp_path/'out.csv', '--text-col', 'review')
+    assert r.returncode == 0, r.stderr
+    assert np.abs(pd.read_csv(tmp_path/'out.csv').pos - predict(learn, some).pos).max() < 1e-5
+    assert cmd(f, tmp_path/'in.csv', tmp_path/'out.csv').returncode == 1 and cmd(tmp_path/'no', tmp_path/'in.csv', tmp_path/'o').returncode == 1
+
+# --- generation ---------------------------------------------------------------------------------------------------------------------------------
+
+def test_probabilities_are_the_models(df):
+    "Fifty words forced, the hidden state carried along: what fastai's `get_preds` says of the whole text so far, each time"
+    learn = lm(df)
+    ids = torch.cat([learn.dls.train_ds[i][0] for i in range(8)])[:51]
+    model = learn.model.eval()
+    model.reset()
+    with torch.no_grad():
+        for i in range(50):
+            carried = next_words(model[1](model[0](ids[None, i:i+1])[:, -1:])[0][:, -1])
+            hidden = [tuple(h.clone() for h in o) for o in model[0].hidden]
+            stock = learn.get_preds(dl=[(ids[None, :i+1],)])[0][0, -1]
+            assert (carried[0] - stock).abs().max() < 1e-5
+            model.eval(); model[0].hidden, model[0].bs = hidden, 1
+
+def test_generate(df):
+    learn = lm(df)
+    a = generate(learn, 'The film', 12, n=4, seed=3)
+    assert len(a) == 4 and len(set(a)) > 1 and all(o.startswith('The film') for o in a) and a == generate(learn, 'The film', 12, n=4, seed=3) != generate(learn, 'The film', 12, n=4, seed=4)
+    greedy = generate(learn, 'The film', 12, temperature=0)
+    assert greedy == generate(learn, 'The film', 12, top_k=1) == generate(learn, 'The film', 12, min_p=1.) == generate(learn, 'The film', 12, n=3, temperature=0)[:1]
+    assert generate(lm(df, backwards=True), 'the film', 5, seed=0)[0].endswith('the film')
+    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
+        with pytest.raises(ValueError, match=has): generate(learn, 'The film', **kw)
+
+def test_next_words_by_hand():
+    logits = torch.tensor([[.5, .25, .125, .125]]).log()
+    assert next_words(logits)[0].tolist() == pytest.approx([.5, .25, .125, .125])
+    assert next_words(logits, top_k=2)[0].tolist() == pytest.approx([2/3, 1/3, 0, 0])
+    assert next_words(logits, min_p=.5)[0].tolist() == pytest.approx([2/3, 1/3, 0, 0])
+    assert next_words(logits, temperature=.5)[0].tolist() == pytest.approx((np.array([.25, .0625, .015625, .015625])/.34375).tolist())
+    assert next_words(logits, temperature=0)[0].tolist() == [1, 0, 0, 0]
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(['xxmaj', 'xxup', 'xxrep', 'xxwrep', 'xxbos', '3', '2', '0', '99999999999', 'a', 'film', '!', '²']), max_size=12))
+def test_decoding_anything(toks):
+    "No list of tokens can break it, or blow it up; the marks are gone where they are used as the rules use them"
+    assert sum(map(len, decode_tokens(toks))) < 2000
+
+def test_decoding():
+    "fastai's decoder keeps a mark for ever (pains: D10)"
+    toks = 'xxbos xxmaj one xxrep 3 ! b xxup ok xxwrep 2 no x'.split()
+    assert decode_tokens(toks) == ['One', '!!!', 'b', 'OK', 'no', 'no', 'x'] != decode_spec_tokens(toks[1:])
+    for text in ['The film was GOOD !!! So so so good , good .', 'aaaa b 10 10 10']:
+        plain = decode_tokens(tokenize([text])[0])
+        assert ' '.join(plain) == text

@@ -1,0 +1,197 @@
+"""Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
+import subprocess, sys, time
+import pandas as pd, pytest, torch
+from fastai.text.all import (AWD_LSTM, Callback, Categorize, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, SortedDL, Tokenizer, accuracy,
+    awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
+from ulmfit_tut import unfreeze
+from ulmfit_tut.batches import known_words, text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.data import PadChunks, get_texts
+from ulmfit_tut.files import load_weights
+from ulmfit_tut.unfreeze import Stage, clean_exit, discriminative, fit_stages, lm_stages, paper_stages
+
+small = dict(emb_sz=8, n_hid=10, n_layers=3)
+stages = [Stage(-1, 1, 2e-2), Stage(-2, 2, discriminative(1e-2)), Stage(0, 2, discriminative(5e-3))]
+
+@pytest.fixture(scope='module')
+def corpus(short): return text_corpus(get_texts(short, split_col='part'))
+
+def stock_dls(corpus, is_lm):
+    "fastai's own two loaders"
+    df, vocab = corpus.df, corpus.vocab()
+    items = [' '.join(t.split()) for t in df.text[df.part.eq('train')]]
+    tfms = [[Tokenizer(corpus.tok, rules=[]), known_words(vocab)]] + ([] if is_lm else [[dict(zip(items, df.label[df.part.eq('train')])).get, Categorize()]])
+    splits = [[i for i in range(len(items)) if i % 4], [i for i in range(len(items)) if not i % 4]]
+    kw = {} if is_lm else dict(before_batch=PadChunks(seq_len=8))
+    return Datasets(items, tfms, splits=splits, dl_type=LMDataLoader if is_lm else SortedDL).dataloaders(bs=4, seq_len=8, device='cpu', num_workers=0, **kw) if is_lm else \
+        Datasets(items, tfms, splits=splits, dl_type=SortedDL).dataloaders(bs=4, device='cpu', num_workers=0, **kw)
+
+def learner(corpus, kind, bs=4):
+    is_lm, stock = 'lm' in kind, 'stock' in kind
+    dls = stock_dls(corpus, is_lm) if stock else text_dls(corpus, corpus.vocab(), is_lm=is_lm, bs=bs, seq_len=8, device='cpu')
+    set_seed(3)
+    if is_lm: learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **small}, pretrained=False, metrics=Perplexity())
+    else: learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=8, metrics=accuracy)
+    learn.remove_cbs([o for o in learn.cbs if type(o).__name__ == 'ProgressCallback'])
+    learn.logger = lambda *a: None
+    return learn
+
+def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+
+class Stop(Callback):
+    "Raise `exc` at batch `iter` of the `n`th epoch that is trained"
+    order, run_valid = 60, False
+    def __init__(self, n, iter, exc): self.n, self.at, self.exc, self.seen = n, iter, exc, 0
+    def before_epoch(self): self.seen += 1
+    def after_backward(self):
+        if self.seen == self.n and self.iter == self.at: raise self.exc
+
+@pytest.mark.parametrize('kind', ['lm', 'classifier', 'stock lm', 'stock classifier'])
+def test_goes_on_bit_for_bit(corpus, kind, tmp_path):
+    "Cut off in each of the five epochs, gone on in a learner that knows nothing"
+    plan = [Stage(*o) for o in zip((-1, -2, 0), (1, 2, 2), (2e-2, 1e-2, 5e-3))]
+    whole = learner(corpus, kind)
+    hist, lrs = fit_stages(whole, plan)
+    for n in range(1, 6):
+        file = tmp_path/f'{n}.safetensors'
+        cut = learner(corpus, kind)
+        with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(n, 2, KeyboardInterrupt())): fit_stages(cut, plan, file=file)
+        assert file.exists() == (n > 1)
+        if n > 1: assert len(load_weights(file, ())[1]['history']) == n - 1
+        again = learner(corpus, kind)
+        for p in again.model.parameters(): p.data.normal_()
+        if n == 1: again = learner(corpus, kind)
+        hist2, lrs2 = fit_stages(again, plan, file=file)
+        assert same(weights(whole), weights(again))
+        pd.testing.assert_frame_equal(hist.drop(columns='seconds'), hist2.drop(columns='seconds')); pd.testing.assert_frame_equal(lrs, lrs2)
+    assert len(fit_stages(again, plan, file=file)[0]) == 5 and len(list(tmp_path.iterdir())) == 5          # finished: nothing left to do, one file a run
+
+def test_an_interrupted_learner_goes_on_too(corpus, tmp_path):
+    "The same learner, in the same process: as after Ctrl-C in a notebook"
+    whole, cut = learner(corpus, 'classifier'), learner(corpus, 'classifier')
+    fit_stages(whole, stages)
+    with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(4, 1, KeyboardInterrupt())): fit_stages(cut, stages, file=tmp_path/'s.safetensors')
+    assert not any(isinstance(o, (unfreeze._Cycle, unfreeze._Epochs)) for o in cut.cbs)
+    fit_stages(cut, stages, file=tmp_path/'s.safetensors')
+    assert same(weights(whole), weights(cut))
+
+def test_state_of_another_run_is_refused(corpus, short, tmp_path):
+    file = tmp_path/'s.safetensors'
+    fit_stages(learner(corpus, 'classifier'), stages[:1], file=file)
+    def refused(learn, plan, has, **kw):
+        before = weights(learn)
+        with pytest.raises(ValueError) as e: fit_stages(learn, plan, file=file, **kw)
+        assert has in str(e.value) and 'another run' in str(e.value) and same(before, weights(learn))
+    refused(learner(corpus, 'classifier'), stages[:2], 'stages')
+    refused(learner(corpus, 'classifier'), stages[:1], 'seed', seed=7)
+    refused(learner(corpus, 'lm'), stages[:1], 'model')
+    other = text_corpus(get_texts(short.assign(text=short.text.where(short.index != short.index[short.part.eq('train')][0], 'Another text.')), split_col='part'))
+    refused(learner(other, 'classifier'), stages[:1], 'train')
+
+def test_nan_stops_with_the_last_good_state(corpus, tmp_path):
+    class Nan(Callback):
+        order, run_valid = -10, False
+        def before_batch(self):
+            if self.opt.frozen_idx < 4: next(self.model.parameters()).data[:] = float('nan')
+    learn, file = learner(corpus, 'classifier'), tmp_path/'s.safetensors'
+    with pytest.raises(ValueError, match='lower the learning rates'), learn.added_cbs(Nan()): fit_stages(learn, stages, file=file)
+    assert all(torch.isfinite(o).all() for o in learn.model.state_dict().values()) and len(load_weights(file, ())[1]['history']) == 1
+
+def test_out_of_memory(corpus, tmp_path):
+    "The error names batch size, longest text and the way on; a smaller batch with gathered gradients goes on from the same file"
+    learn, file = learner(corpus, 'classifier'), tmp_path/'s.safetensors'
+    with pytest.raises(RuntimeError, match=r'bs=4, its longest text \d+ tokens.*bs=2.*GradientAccumulation\(4\)') as e, learn.added_cbs(Stop(3, 1, torch.OutOfMemoryError('CUDA out of memory. Tried'))):
+        fit_stages(learn, stages, file=file)
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+    less = learner(corpus, 'classifier', bs=2)
+    less.add_cb(GradientAccumulation(4))
+    assert len(fit_stages(less, stages, file=file)[0]) == 5
+
+class OnCPU(MixedPrecision):
+    "`to_bf16`, for a CPU"
+    def before_fit(self): self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), None, []
+    def before_backward(self): pass
+    def before_step(self): pass
+    def after_step(self): pass
+
+@pytest.mark.parametrize('stock', [True, False])
+def test_autocast_is_left(corpus, stock):
+    "fastai leaves it on: later products of single precision come out as halves"
+    class Bad(Callback):
+        order = 20
+        def before_batch(self): raise KeyboardInterrupt
+    learn = learner(corpus, 'classifier')
+    learn.add_cb(OnCPU())
+    a = torch.ones(2, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt), learn.added_cbs(Bad()):
+            if stock: learn.fit(1)
+            else: fit_stages(learn, stages[:1])
+        assert (a@a).dtype == (torch.bfloat16 if stock else torch.float32)
+    finally:
+        while torch.is_autocast_enabled('cpu'): learn.on_cpu.autocast.__exit__(None, None, None)
+
+@pytest.mark.parametrize('stock', [True, False])
+def test_interrupted_lr_find(corpus, stock, tmp_path):
+    learn = learner(corpus, 'classifier')
+    learn.path, before = tmp_path, weights(learn)
+    with pytest.raises(KeyboardInterrupt), learn.added_cbs(Stop(1, 5, KeyboardInterrupt())):
+        if stock: learn.lr_find(show_plot=False)
+        else:
+            with clean_exit(learn): learn.lr_find(show_plot=False)
+    assert same(before, weights(learn)) != stock
+
+def test_paper(corpus):
+    "One group more per epoch, on the slanted triangle of the paper's equation 3"
+    learn = learner(corpus, 'classifier')
+    plan = paper_stages(1e-2, epochs=2)
+    assert [(s.freeze_to, s.epochs) for s in plan] == [(-1, 1), (-2, 1), (-3, 1), (-4, 1), (0, 2)]
+    _, lrs = fit_stages(learn, plan)
+    for i, s in enumerate(plan, 1):
+        got = lrs[lrs.stage.eq(i)].g4.to_numpy()
+        T, cut = len(got), .1*len(got)
+        p = [t/cut if t < cut else 1 - (t - cut)/(cut*(1/.1 - 1)) for t in range(T)]
+        assert got == pytest.approx([1e-2*(1 + o*(32 - 1))/32 for o in p])
+    assert ((lrs.g0 > 0) == lrs.stage.eq(5)).all()
+
+def test_bad_schedules(corpus):
+    learn = learner(corpus, 'classifier')
+    before = weights(learn)
+    for bad, has in [([], 'empty'), ([Stage(-6, 1, .1)], 'outside the 5 groups'), ([Stage(0, 0, .1)], 'at least one'), ([Stage(0, 1, 0.)], 'above 0'), ([Stage(0, 1, slice(None, 1e-3))], 'above 0')]:
+        with pytest.raises(ValueError, match=has): fit_stages(learn, bad)
+    assert same(before, weights(learn))
+
+def test_killed(corpus, short, tmp_path):
+    "kill -9 in the middle of training; bench/reliable.py does it fifty times"
+    short.to_csv(tmp_path/'short.csv', index=False)
+    code = f'''
+import sys, warnings; warnings.filterwarnings('ignore'); sys.path.insert(0, {str(__import__('pathlib').Path(__file__).parent)!r})
+import pandas as pd, torch; from pathlib import Path
+from test_unfreeze import *
+learn = learner(text_corpus(get_texts(pd.read_csv({str(tmp_path/'short.csv')!r}, keep_default_na=False), split_col='part')), 'classifier')
+fit_stages(learn, stages*4, file=Path({str(tmp_path)!r})/'s.safetensors')
+torch.save(learn.model.state_dict(), {str(tmp_path/'done.pt')!r})'''
+    p = subprocess.Popen([sys.executable, '-c', code])
+    for _ in range(600):
+        time.sleep(.1)
+        if (tmp_path/'s.safetensors').exists() or p.poll() is not None: break
+    p.kill(); p.wait()
+    assert (tmp_path/'s.safetensors').exists() and not (tmp_path/'done.pt').exists()
+    subprocess.run([sys.executable, '-c', code], check=True)
+    whole = learner(corpus, 'classifier')
+    fit_stages(whole, stages*4)
+    assert same(whole.model.state_dict(), torch.load(tmp_path/'done.pt', weights_only=True))
+
+def test_full_disk_while_training(corpus, tmp_path, monkeypatch):
+    "The error is the disk's own, the last checkpoint is whole, and the run goes on once there is room"
+    file, whole, learn, n = tmp_path/'s.safetensors', learner(corpus, 'classifier'), learner(corpus, 'classifier'), []
+    fit_stages(whole, stages)
+    def full(fd):
+        n.append(1)
+        if len(n) == 3: raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('ulmfit_tut.files.os.fsync', full)
+    with pytest.raises(OSError, match='No space left on device'): fit_stages(learn, stages, file=file)
+    assert len(load_weights(file, ())[1]['history']) == 2 and [o.name for o in tmp_path.iterdir()] == [file.name]
+    fit_stages(learn, stages, file=file)
+    assert same(weights(whole), weights(learn))
