@@ -58,7 +58,7 @@ def test_damaged_anywhere(corpus, vocab, enc, tmp_path):
                 refused(load, clas, file, file.name)
         file.write_bytes(good)
         load(clas, file)
-    refused(load_model, lm, whole, 'classes')
+    refused(load_model, lm, whole, "kind classifier / lm")
 
 def test_pickle_in_disguise(corpus, vocab, tmp_path):
     class Bad:
@@ -89,7 +89,7 @@ def test_whole_but_wrong(corpus, vocab, enc, tmp_path, short):
     w, meta = load_weights(f)
     for kw, has in [(dict(classes=['bad', 'good']), 'classes'), (dict(vocab=vocab[::-1]), 'vocab'), (dict(backwards=True), 'backwards')]:
         refused(load_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, **kw}), has)
-    refused(load_model, lm_of(corpus, vocab), f, 'classes')
+    refused(load_model, lm_of(corpus, vocab), f, 'kind classifier / lm')
     german = text_corpus(get_texts(short, split_col='part'), get_tokenizer('de'))
     refused(load_encoder, clas_of(german, vocab), enc, "'spaCy en' / 'spaCy de'")
 
@@ -157,3 +157,22 @@ def test_a_kill_leaves_the_old_file(corpus, vocab, enc, monkeypatch):
     monkeypatch.setattr(files.os, 'replace', full)
     with pytest.raises(OSError): save_encoder(clas_of(corpus, vocab), enc)
     assert enc.read_bytes() == before and [o.name for o in enc.parent.iterdir()] == [enc.name]
+
+def test_stock_classifier_in_a_file(short, tmp_path):
+    "Whole numbers as labels, an order of classes of their own, a limit on the length: what stock learners have"
+    from fastai.text.all import CategoryBlock
+    from ulmfit_tut.predict import predict
+    df = short[short.label.ne('')].assign(is_valid=[i % 4 == 0 for i in range((short.label != '').sum())])
+    for labels, kw, classes in [([i % 2 for i in range(len(df))], {}, ['0', '1']), ([['low', 'mid', 'high'][i % 3] for i in range(len(df))], dict(y_block=CategoryBlock(vocab=['low', 'mid', 'high'], sort=False)), ['low', 'mid', 'high'])]:
+        dls = TextDataLoaders.from_df(df.assign(label=labels), text_col='text', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0, **kw)
+        learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=8, max_len=16)
+        again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')
+        assert list(again.dls.vocab[1]) == classes and again.model[0].max_len == 16
+        texts = df.text[:10].tolist() + ['a film '*50]
+        assert np.abs(predict(learn, texts).iloc[:, 1:].to_numpy() - predict(again, texts).iloc[:, 1:].to_numpy()).max() < 1e-6
+
+def test_other_pth_files(corpus, vocab, tmp_path):
+    clas = clas_of(corpus, vocab)
+    for o in ([1], torch.ones(2), {'a': 1}, {1: torch.ones(2)}, {}):
+        torch.save(o, tmp_path/'o.pth')
+        refused(lambda l, f: load_encoder(l, f, vocab=vocab), clas, tmp_path/'o.pth', 'something else than weights')

@@ -175,3 +175,19 @@ def test_decoding():
     for text in ['The film was GOOD !!! So so so good , good .', 'aaaa b 10 10 10']:
         plain = decode_tokens(tokenize([text])[0])
         assert ' '.join(plain) == text
+
+def test_tables_row_by_row(df, tmp_path):
+    "Empty lines are rows, a comma too many moves no column, a stale file of a killed process is not added to"
+    import os
+    learn = classifier(df)
+    (tmp_path/'a.csv').write_text('text\na film\n\nno\n'); (tmp_path/'b.csv').write_text('text,id\na film,1,\nno,2,\n')
+    (tmp_path/f'.a.out.{os.getpid()}.tmp').write_text('stale\n')
+    want = predict(learn, ['a film', '', 'no'])
+    got = pd.read_csv(predict_csv(learn, tmp_path/'a.csv', tmp_path/'a.out'))
+    assert got.label.tolist() == want.label.tolist() and np.abs(got.pos - want.pos).max() < 1e-6
+    assert np.abs(pd.read_csv(predict_csv(learn, tmp_path/'b.csv', tmp_path/'b.out')).pos - want.pos[[0, 2]].to_numpy()).max() < 1e-6
+    with pytest.raises(ValueError, match='none that Python knows'): predict_csv(learn, tmp_path/'a.csv', tmp_path/'c.out', encoding='utf-99')
+
+def test_the_wrong_kind_of_learner(df):
+    with pytest.raises(ValueError, match='no text classifier'): predict(lm(df), 'a film')
+    with pytest.raises(ValueError, match='no language model'): generate(classifier(df), 'a film')

@@ -59,9 +59,8 @@ def test_goes_on_bit_for_bit(corpus, kind, tmp_path):
         with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(n, 2, KeyboardInterrupt())): fit_stages(cut, plan, file=file)
         assert file.exists() == (n > 1)
         if n > 1: assert len(load_weights(file, ())[1]['history']) == n - 1
-        again = learner(corpus, kind)
-        for p in again.model.parameters(): p.data.normal_()
-        if n == 1: again = learner(corpus, kind)
+        again = learner(corpus, kind) if n > 1 else cut                                  # before the first checkpoint: the same learner, given back its weights
+        if n > 1: [p.data.normal_() for p in again.model.parameters()]
         hist2, lrs2 = fit_stages(again, plan, file=file)
         assert same(weights(whole), weights(again))
         pd.testing.assert_frame_equal(hist.drop(columns='seconds'), hist2.drop(columns='seconds')); pd.testing.assert_frame_equal(lrs, lrs2)
@@ -101,7 +100,7 @@ def test_nan_stops_with_the_last_good_state(corpus, tmp_path):
 def test_out_of_memory(corpus, tmp_path):
     "The error names batch size, longest text and the way on; a smaller batch with gathered gradients goes on from the same file"
     learn, file = learner(corpus, 'classifier'), tmp_path/'s.safetensors'
-    with pytest.raises(RuntimeError, match=r'bs=4, its longest text \d+ tokens.*bs=2.*GradientAccumulation\(4\)') as e, learn.added_cbs(Stop(3, 1, torch.OutOfMemoryError('CUDA out of memory. Tried'))):
+    with pytest.raises(RuntimeError, match=r'shape \(4, \d+\).*bs=2.*GradientAccumulation\(4\)') as e, learn.added_cbs(Stop(3, 1, torch.OutOfMemoryError('CUDA out of memory. Tried'))):
         fit_stages(learn, stages, file=file)
     assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
     less = learner(corpus, 'classifier', bs=2)
@@ -195,3 +194,45 @@ def test_full_disk_while_training(corpus, tmp_path, monkeypatch):
     assert len(load_weights(file, ())[1]['history']) == 2 and [o.name for o in tmp_path.iterdir()] == [file.name]
     fit_stages(learn, stages, file=file)
     assert same(weights(whole), weights(learn))
+
+def test_other_learners(tmp_path):
+    "Tabular, and plain tensors: with checkpoint, cut off and gone on; other optimizers and callbacks with a memory are refused"
+    from fastai.tabular.all import Categorify, CategoryBlock, DataLoaders, EarlyStoppingCallback, Learner, MSELossFlat, TabularDataLoaders, nn, ranger, tabular_learner
+    df = pd.DataFrame(dict(a=['x', 'y']*40, b=range(80), y=['p', 'q', 'q', 'p']*20))
+    def tabular():
+        set_seed(1)
+        dls = TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['a'], cont_names=['b'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(16)), bs=8, device='cpu', num_workers=0)
+        return tabular_learner(dls, layers=[8])
+    def plain(opt=None, cbs=None):
+        set_seed(1)
+        x = torch.randn(64, 4)
+        ds = list(zip(x, x.sum(1, keepdim=True)))
+        return Learner(DataLoaders.from_dsets(ds, ds, bs=8, device='cpu', num_workers=0, shuffle=True), nn.Linear(4, 1), loss_func=MSELossFlat(), cbs=cbs, **(dict(opt_func=opt) if opt else {}))
+    for k, make in enumerate((tabular, plain)):
+        whole, cut, again = make(), make(), make()
+        plan = [Stage(0, 3, 1e-2)]
+        for o in (whole, cut, again): o.remove_cbs([c for c in o.cbs if type(c).__name__ == 'ProgressCallback']); o.logger = lambda *a: None
+        fit_stages(whole, plan)
+        with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(2, 1, KeyboardInterrupt())): fit_stages(cut, plan, file=tmp_path/f'{k}')
+        fit_stages(again, plan, file=tmp_path/f'{k}')
+        assert same(weights(whole), weights(again))
+    with pytest.raises(ValueError, match='whose state a checkpoint does not hold'): fit_stages(plain(ranger), plan, file=tmp_path/'r')
+    with pytest.raises(ValueError, match='EarlyStoppingCallback'): fit_stages(plain(cbs=EarlyStoppingCallback()), plan, file=tmp_path/'r')
+
+def test_other_labels_are_other_data(corpus, short, tmp_path):
+    file = tmp_path/'s.safetensors'
+    fit_stages(learner(corpus, 'classifier'), stages[:1], file=file)
+    flipped = short.assign(label=short.label.map({'neg': 'pos', 'pos': 'neg', '': ''}))
+    with pytest.raises(ValueError, match='train'): fit_stages(learner(text_corpus(get_texts(flipped, split_col='part')), 'classifier'), stages[:1], file=file)
+
+def test_gathered_gradients_go_on_bit_for_bit(corpus, tmp_path):
+    "What is left of an epoch's gradients is dropped, by both runs"
+    def one():
+        learn = learner(corpus, 'classifier')
+        learn.add_cb(GradientAccumulation(10))
+        return learn
+    whole, cut, again = one(), one(), one()
+    fit_stages(whole, stages)
+    with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(3, 1, KeyboardInterrupt())): fit_stages(cut, stages, file=tmp_path/'s.safetensors')
+    fit_stages(again, stages, file=tmp_path/'s.safetensors')
+    assert same(weights(whole), weights(again))

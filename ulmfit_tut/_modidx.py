@@ -234,6 +234,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.after_loss': ( 'unfreezing.html#_epochs.after_loss',
                                                                                  'ulmfit_tut/unfreeze.py'),
+                                     'ulmfit_tut.unfreeze._Epochs.before_batch': ( 'unfreezing.html#_epochs.before_batch',
+                                                                                   'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.before_epoch': ( 'unfreezing.html#_epochs.before_epoch',
                                                                                    'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.before_fit': ( 'unfreezing.html#_epochs.before_fit',

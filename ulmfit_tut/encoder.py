@@ -59,7 +59,7 @@ def save_encoder(
     weights = {k: v for k,v in encoder_of(learn).state_dict().items() if k != 'encoder_dp.emb.weight'}           # the same matrix as `encoder.weight`
     return save_weights(file, weights, kind='encoder', **about(learn))
 
-# %% ../nbs/04_encoder.ipynb #e0c1c558
+# %% ../nbs/04_encoder.ipynb #869f1957
 def _read(file, vocab):
     "Encoder weights of one of our files, or of fastai's with `vocab`, and what is known of them"
     file = Path(file)
@@ -73,7 +73,9 @@ def _read(file, vocab):
         try: weights = torch.load(file, map_location='cpu', weights_only=True)
         except FileNotFoundError: raise FileNotFoundError(f'No such file: {file}') from None
         except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}): it is not read') from None
-        weights = clean_raw_keys(weights.get('model', weights))
+        weights = weights.get('model', weights) if isinstance(weights, dict) else {}
+        if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in weights.items()): raise ValueError(f'{file} holds something else than weights by name')
+        weights = clean_raw_keys(weights)
         start,meta = '0.' if '0.encoder.weight' in weights else '',dict(arch='AWD_LSTM', vocab=read_vocab(vocab) if isinstance(vocab, (str, Path)) else list(vocab))
     weights = {k[len(start):]: v for k,v in weights.items() if k.startswith(start) and 'encoder_dp' not in k}
     if 'encoder.weight' not in weights: raise ValueError(f'{file} holds no encoder, but {", ".join(list(weights)[:3])} ...')
@@ -141,10 +143,10 @@ def to_fastai(
     with replacing(itos) as tmp: tmp.write_bytes(pickle.dumps(meta['vocab']))
     return to,itos
 
-# %% ../nbs/04_encoder.ipynb #021a19ac
+# %% ../nbs/04_encoder.ipynb #4c899302
 def _classes(learn):
     v = learn.dls.vocab
-    return None if isinstance(v[0], str) else list(v[1])
+    return None if isinstance(v[0], str) else list(map(str, v[1]))
 
 def save_model(
     learn:Learner, # fastai text learner
@@ -156,8 +158,9 @@ def save_model(
     for k,v in get_model(learn.model).state_dict().items():
         if v.data_ptr() not in seen or not v.numel(): weights[k] = v                              # a matrix that two layers share is written once
         seen.add(v.data_ptr())
-    several = isinstance(learn.loss_func, BCEWithLogitsLossFlat)
-    cols = [o.cols for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, 'cols')]
+    several = isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
+    cols = [list(map(str, o.cols)) for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, 'cols')]
+    if classes: meta = dict(seq_len=get_model(learn.model)[0].bptt, max_len=get_model(learn.model)[0].max_len, thresh=getattr(learn.loss_func, 'thresh', .5), **meta)
     return save_weights(file, weights, **{**about(learn), 'kind': 'lm' if classes is None else 'classifier', 'classes': classes, 'several': several, 'text_col': cols[0] if cols else None, **meta})
 
 def load_model(
@@ -167,7 +170,8 @@ def load_model(
     "Load a whole model; `ValueError`, and nothing changed, if anything differs"
     weights,meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))
     mine = {**about(learn), 'classes': _classes(learn)}
-    differ = [f'{k} {str(meta[k])[:60]} / {str(mine[k])[:60]}' for k in ('arch', 'config', 'classes', 'tokenizer', 'rules', 'backwards', 'vocab')
+    mine['kind'] = 'lm' if mine['classes'] is None else 'classifier'
+    differ = [f'{k} {str(meta.get(k))[:60]} / {str(mine[k])[:60]}' for k in ('kind', 'arch', 'config', 'classes', 'tokenizer', 'rules', 'backwards', 'vocab')
               if meta.get(k) != mine[k] and None not in (meta.get(k, 0), mine[k]) or k == 'classes' and meta.get(k) != mine[k]]
     if differ: raise ValueError(f'{file} / the learner: {"; ".join(differ)}: build the learner and its DataLoaders as the file says')
     model = get_model(learn.model)

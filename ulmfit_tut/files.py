@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-# %% ../nbs/api/files.ipynb #06d48eec
+# %% ../nbs/api/files.ipynb #fc50a045
 @contextmanager
 def replacing(
     path:Path # file to write or to replace
@@ -22,13 +22,14 @@ def replacing(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp.unlink(missing_ok=True)                              # of a killed process that had the same number
     try:
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/api/files.ipynb #05129434
+# %% ../nbs/api/files.ipynb #133ee228
 _blank = '0'*64
 
 def save_weights(
@@ -63,11 +64,12 @@ def _checked(file):
 
 def load_weights(
     file:Path, # file that `save_weights` wrote
-    needs=('vocab', 'config') # names that `meta` must have
-) -> tuple: # name -> fp32 tensor on CPU, and `meta`
-    "Weights and what belongs to them; half precision comes back as fp32; `ValueError` for a damaged file and for one of another kind"
+    needs=('vocab', 'config'), # names that `meta` must have
+    fp32:bool=True # half and double precision as fp32; else as they are
+) -> tuple: # name -> tensor on CPU, and `meta`
+    "Weights and what belongs to them; `ValueError` for a damaged file and for one of another kind"
     data,meta = _checked(Path(file))
     try: weights,meta = load(data),{k: json.loads(v) for k,v in meta.items() if k not in ('format', 'digest')}
     except SafetensorError as e: raise ValueError(f'{file} cannot be read ({e})') from None
     if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)}: it is a file of another kind')
-    return {k: v.float() if v.is_floating_point() else v for k,v in weights.items()}, meta
+    return {k: v.float() if fp32 and v.is_floating_point() else v for k,v in weights.items()}, meta

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_words', 'generate']
 
-# %% ../nbs/07_predict.ipynb #a69e6b5c
-import threading
+# %% ../nbs/07_predict.ipynb #9b124027
+import codecs, functools, threading
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -18,8 +18,9 @@ from .encoder import about, load_model, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #d91397df
+# %% ../nbs/07_predict.ipynb #ebbc513c
 _lock = threading.RLock()
+_fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
 @contextmanager
 def _reading(learn):
@@ -38,7 +39,7 @@ def _ids(learn, texts):
     tok = ds.tokenizer.tok
     if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
         fast = mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str)
-        tok = ChunkTokenizer(mine['rules']) if fast else TokenizeWithRules(tok, ds.tokenizer.rules)
+        tok = _fast(mine['rules']) if fast else TokenizeWithRules(tok, ds.tokenizer.rules)
     num,res = known_words(words_of(learn)).o2i,[]
     for ids,lens,names,_ in encode_texts(texts, tok, n_workers=0, progress=False):
         ids = np.array([num[t] for t in names], np.int64)[ids]
@@ -61,25 +62,27 @@ def predict(
 ) -> pd.DataFrame: # `label`, and a probability for each class; in the order given, with the index of a Series or DataFrame
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     index = texts.index if isinstance(texts, (pd.Series, pd.DataFrame)) else None
-    texts,classes = _texts(learn, texts, text_col),list(map(str, learn.dls.vocab[1]))
+    if not hasattr(learn.dls, 'vocab') or isinstance(learn.dls.vocab[0], str): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
+    texts,classes,loss = _texts(learn, texts, text_col),list(map(str, learn.dls.vocab[1])),learn.loss_func
+    several = isinstance(loss, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
     if bad := [i for i,o in enumerate(texts) if not isinstance(o, str)][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(texts[i]).__name__ for i in bad]}: leave them out, or write them as text')
     probs = np.zeros((len(texts), len(classes)), np.float32)
-    act = getattr(learn.loss_func, 'activation', partial(F.softmax, dim=-1))
+    act = torch.sigmoid if several else partial(F.softmax, dim=-1)
     for a in range(0, len(texts), 10_000):
-        ids = _ids(learn, texts[a:a+10_000])
-        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         with _reading(learn) as (model,device):
+            ids = _ids(learn, texts[a:a+10_000])
+            order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
             for b in (order[i:i+bs] for i in range(0, len(order), bs)):
                 x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
                 probs[[a + i for i in b]] = act(model(x.to(device))[0].float()).cpu().numpy()
-    if isinstance(learn.loss_func, BCEWithLogitsLossFlat): label = [';'.join(c for c,p in zip(classes, r) if p > .5) for r in probs]
+    if several: label = [';'.join(c for c,p in zip(classes, r) if p > getattr(loss, 'thresh', .5)) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=classes, index=index)], axis=1)
 
-# %% ../nbs/07_predict.ipynb #78a53ac2
+# %% ../nbs/07_predict.ipynb #57deb4af
 def load_classifier(
     file:Path, # classifier that `save_model` or `ulmfit` wrote
-    tok=None, # tokenizer, where the file names one that is neither spaCy's with a named rule set
+    tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
     device=None # default fastai's
 ) -> Learner: # stock text classifier that holds no texts
     "A classifier ready for `predict`; `ValueError` for a file of another kind. Nothing in the file is run"
@@ -91,16 +94,16 @@ def load_classifier(
     text_col,classes = meta.get('text_col') or ['text'],meta['classes']
     label_col = classes if meta['several'] else ['label']
     tfms = [CorpusText(None, text_col), Tokenizer(tok, rules=[]), known_words(meta['vocab']), *([reverse_text] if meta['backwards'] else [])]
-    cats = [MultiCategorize(classes), OneHotEncode()] if meta['several'] else [Categorize(classes)]
+    cats = [MultiCategorize(classes), OneHotEncode()] if meta['several'] else [Categorize(classes, sort=False)]
     row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
     ds = Datasets(row, [tfms, [CorpusLabel(None, label_col, classes), *cats]], splits=[[0], [0]], dl_type=TextLoader)
     seq_len = meta['seq_len'] or 72
     dls = ds.dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device, before_batch=PadChunks(seq_len=seq_len))
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False, seq_len=seq_len, n_out=len(classes),
-                                    loss_func=BCEWithLogitsLossFlat() if meta['several'] else CrossEntropyLossFlat())
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False, seq_len=seq_len, n_out=len(classes), max_len=meta.get('max_len', 1440),
+                                    loss_func=BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat())
     return load_model(learn, file)
 
-# %% ../nbs/07_predict.ipynb #23f77311
+# %% ../nbs/07_predict.ipynb #ba0f2e0a
 def predict_csv(
     learn:Learner, # fastai text classifier
     source:Path, # `.csv` file with the texts
@@ -111,15 +114,17 @@ def predict_csv(
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
     if not Path(source).exists(): raise FileNotFoundError(f'No such file: {source}')
+    try: codecs.lookup(encoding)
+    except LookupError: raise ValueError(f'encoding={encoding!r} is none that Python knows') from None
     with replacing(out) as tmp:
         try:
-            for i,df in enumerate(pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding)):
-                predict(learn, df, bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
-        except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+            for i,df in enumerate(pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding, index_col=False, skip_blank_lines=False)):
+                predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
+        except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
             raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
     return Path(out)
 
-# %% ../nbs/07_predict.ipynb #ba9eec9b
+# %% ../nbs/07_predict.ipynb #60266c50
 def decode_tokens(
     toks:list # tokens of fastai's rules
 ) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
@@ -161,7 +166,9 @@ def generate(
     for ok,k,v,what in [(temperature >= 0, 'temperature', temperature, 'at least 0'), (top_k is None or top_k >= 1, 'top_k', top_k, 'at least 1'),
                         (min_p is None or 0 <= min_p <= 1, 'min_p', min_p, 'between 0 and 1'), (n_words >= 1, 'n_words', n_words, 'at least 1'), (n >= 1, 'n', n, 'at least 1')]:
         if not ok: raise ValueError(f'{k}={v} must be {what}')
+    if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,back,res = words_of(learn),_ids(learn, [text])[0],about(learn)['backwards'],[]
+    if back and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
     banned = [i for i,o in enumerate(vocab) if o in (UNK, PAD, 'xxfake')]
     with _reading(learn) as (model,device):
         gen = None if seed is None else torch.Generator(device).manual_seed(seed)

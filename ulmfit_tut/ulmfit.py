@@ -77,7 +77,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #361d9bd7
+# %% ../nbs/06_ulmfit.ipynb #782f6e37
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -129,7 +129,7 @@ def ulmfit(
         state,start = out/'state'/name.replace(',', ''),settings['pretrained']
         learn,hist,lrs,secs,stages = _arm(corpus, vocab if start == pretrained else vocab_for(start), settings, sizes, state, progress)
         frame = predict(learn, test.text)
-        frame = pd.concat([test[['text', 'label']], frame.rename(columns=dict(label='predicted'))], axis=1)
+        frame = pd.concat([test[['text', 'label']], frame.set_axis(['predicted', *frame.columns[1:]], axis=1)], axis=1)
         preds.append((name, '' if start == 'none' else start, frame.iloc[:, 2]))
 
     table,stages = comparison(preds, test.label),pd.DataFrame(stages)

@@ -64,7 +64,7 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #b8dd1ad4
+# %% ../nbs/05_unfreezing.ipynb #1736ec90
 class _Cycle(ParamScheduler):
     "fastai's one cycle, or the paper's triangle, counted from the stage's first epoch even where the run goes on later"
     def __init__(self, stage, lr, done):
@@ -80,6 +80,8 @@ def _restart(learn, *seeds):
     set_seed(seed)
     for dl in learn.dls.loaders:
         dl.rng = random.Random(seed)
+        for g in (getattr(dl, 'generator', None), getattr(getattr(dl, 'sampler', None), 'generator', None)):
+            if g is not None: g.manual_seed(seed)
         if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
         elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
 
@@ -92,13 +94,19 @@ class _Epochs(Callback):
         scaler,(n,val) = self.extra
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = n,torch.tensor(val)
         if scaler and getattr(self.learn, 'scaler', None): self.learn.scaler.load_state_dict(scaler)
-    def before_epoch(self): _restart(self.learn, *self.seeds, self.done + self.epoch); self.rates,self.bad,self.t = [],0,time.time()
+    def before_epoch(self):
+        for o in self.learn.cbs:
+            if isinstance(o, GradientAccumulation): o.count = 0                                   # what is left of an epoch is dropped: no checkpoint holds it
+        self.opt.zero_grad()
+        _restart(self.learn, *self.seeds, self.done + self.epoch)
+        self.rates,self.bad,self.t = [],0,time.time()
+    def before_batch(self): self.shape = tuple(getattr(first(self.xb), 'shape', ()))
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
     def after_batch(self):
         if self.training: self.rates.append([h['lr']*(i >= self.opt.frozen_idx) for i,h in enumerate(self.opt.hypers)])
-        if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: self.stop(ValueError(f'The loss is no number any more: lower the learning rates, {self.opt.hypers[-1]["lr"]:.2g} is too high'))
+        if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: self.stop(ValueError(f'The loss is no number any more: lower the learning rates ({self.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data'))
     def after_epoch(self):
-        row = dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.values[-1])))
+        row = {k: None if v is None else float(v) for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1])}
         try: self.after(self.done + self.epoch + 1, {**row, 'seconds': time.time() - self.t}, self.rates)
         except Exception as e: self.stop(e)
 
@@ -115,22 +123,23 @@ def clean_exit(
         if cast and torch.is_autocast_enabled(cast.device): cast.__exit__(None, None, None)
         if old: learn.opt = opt; _set_state(learn, *old)
         if learn.opt is not None: learn.opt.zero_grad()
+        learn._end_cleanup(); learn.loss_grad = None                                               # else the batch and its graph stay in memory
         getattr(learn.model, 'reset', noop)()
         raise
 
-# %% ../nbs/05_unfreezing.ipynb #e12654c2
+# %% ../nbs/05_unfreezing.ipynb #1c5ac304
 def _state(learn, clone=False):
     "Weights and buffers, and the optimizer's state as tensors and as numbers"
     take = (lambda o: o.detach().clone()) if clone else (lambda o: o.detach())
     tensors = {f'model.{k}': take(v) for k,v in itertools.chain(learn.model.named_parameters(), learn.model.named_buffers())}
-    opt = learn.opt.state_dict()['state'] if learn.opt is not None else []
+    opt = learn.opt.state_dict()['state'] if type(learn.opt) is Optimizer else []
     tensors.update({f'opt.{i}.{k}': take(v) for i,o in enumerate(opt) for k,v in o.items() if isinstance(v, Tensor)})
     return tensors,[{k: v for k,v in o.items() if not isinstance(v, Tensor)} for o in opt]
 
 def _set_state(learn, tensors, numbers, opt=True):
     with torch.no_grad():
         for k,v in itertools.chain(learn.model.named_parameters(), learn.model.named_buffers()): v.copy_(tensors[f'model.{k}'])
-    if not opt or learn.opt is None: return
+    if not opt or type(learn.opt) is not Optimizer: return
     params = learn.opt.all_params().itemgot(0)
     state = [dict(o) for o in numbers]
     for k,v in tensors.items():
@@ -141,8 +150,11 @@ def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
     def data(dl):
-        ds,lens = dl.dataset,getattr(dl, 'lens', getattr(dl, 'res', ()))                            # of the texts, in our loaders and in fastai's two
-        return dict(n=len(ds), content=sha((sorted(map(int, lens)), [str(to_np(ds[i][0]).tolist()) for i in (0, len(ds)//2, len(ds) - 1)])))
+        if isinstance(getattr(dl, 'lens', None), np.ndarray): parts = [np.asarray(o).tobytes() for o in (dl.ids, dl.starts, dl.lens, dl.table, 0 if getattr(dl, 'ys', None) is None else to_np(dl.ys))]
+        else:
+            items = getattr(dl.dataset, 'items', [])                                             # a table, file names, texts; of another dataset its length alone
+            parts = [items.to_csv().encode() if isinstance(items, pd.DataFrame) else repr(list(map(str, items))).encode()]
+        return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=hashlib.sha256(b'|'.join(parts)).hexdigest()[:16])
     return dict(stages=[str(o) for o in stages], seed=seed, model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
                 vocab=sha(learn.dls.vocab if hasattr(learn.dls, 'vocab') else ''), train=data(learn.dls.train), valid=data(learn.dls.valid))
 
@@ -160,29 +172,36 @@ def check_stages(
         if any(o is None or not (math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
 
-# %% ../nbs/05_unfreezing.ipynb #c887734a
-def _no_memory(learn, stage, e):
-    bs,x = getattr(learn.dls.train, 'bs', '?'),first(learn.xb)
-    return RuntimeError(f'Out of memory in stage {stage+1}: the batch has bs={bs}, its longest text {x.shape[1] if x is not None and x.ndim > 1 else "?"} tokens. Make the DataLoaders with a '
-        f'smaller batch, say bs={bs//2 if isinstance(bs, int) else "?"}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} texts for a step, and call fit_stages again ({e})')
+# %% ../nbs/05_unfreezing.ipynb #8b4e2371
+def _no_memory(shape, stage, e):
+    bs = shape[0] if shape else 1
+    how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
+    return RuntimeError(f'Out of memory in stage {stage+1} at a batch of shape {shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})')
 
 def fit_stages(
     learn:Learner, # any fastai learner with parameter groups
     stages:list, # of `Stage`
     seed:int=42, # with stage and epoch it fixes every random number
-    file:Path=None # checkpoint: written after each epoch, three times the size of the weights; if it exists, the run goes on from it
+    file:Path=None # checkpoint: written after each epoch, three times the size of the weights; if it exists, the run goes on from it. Knows fastai's `Optimizer`, and no callback with a memory of its own
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
     "Freeze, fit one cycle, next; `ValueError` before any training if the schedule or the checkpoint does not fit"
     check_stages(learn, stages)
+    if file and type(learn.opt) is not Optimizer: raise ValueError(f'opt_func gives a {type(learn.opt).__name__}, whose state a checkpoint does not hold: use one of fastai\'s own, or leave out file=')
+    if file and (odd := [type(o).__name__ for o in learn.cbs if isinstance(o, TrackerCallback)]): raise ValueError(f'{odd} keep a memory that a checkpoint does not hold: leave them out, or file=')
+    learn.dls.n_inp                                                       # fastai draws a batch to find it out: before the first seed, not after
+    seed = int(seed)
     plan,hist,lrs,at,saved = _plan(learn, stages, seed),[],[],(0, 0),None
     if file and Path(file).exists():
-        saved,meta = load_weights(file, ('plan', 'history', 'rates', 'at', 'numbers', 'extra'))
+        saved,meta = load_weights(file, ('plan', 'history', 'rates', 'at', 'numbers', 'extra'), fp32=False)
         if diff := [f'{k} {meta["plan"][k]} / {plan[k]}' for k in plan if meta['plan'].get(k) != plan[k]]:
             raise ValueError(f'{file} belongs to another run, checkpoint / now: {"; ".join(diff)}: repeat that run, or give another file')
         hist,lrs,at = list(map(dict, meta['history'])),meta['rates'],tuple(meta['at'])
         _set_state(learn, saved, meta['numbers'], opt=False)
+    last = _state(learn, clone=True)[0]
     def after(i, e, row, rates):
         hist.append({**row, 'stage': i+1, 'freeze_to': stages[i].freeze_to}); lrs.extend([i+1, *o] for o in rates)
+        nonlocal last
+        last = _state(learn, clone=True)[0]
         if not file: return
         tensors,numbers = _state(learn)
         scaler,smooth = getattr(learn, 'scaler', None),learn.recorder.smooth_loss
@@ -194,15 +213,15 @@ def fit_stages(
         done = at[1] if i == at[0] else 0
         if done == s.epochs: continue
         if done: _set_state(learn, saved, meta['numbers'])                # after `freeze_to`, which clears the optimizer's state
-        learn.opt.set_hyper('lr', s.lr)
+        learn.opt.set_hyper('lr', s.lr if isinstance(s.lr, slice) else float(s.lr))
         cbs = [_Cycle(s, np.array([h['lr'] for h in learn.opt.hypers]), done), _Epochs((seed, i), done, partial(after, i), meta['extra'] if done else (None, (0, 0.)))]
         try:
             with clean_exit(learn, keep=False):
                 learn.fit(s.epochs - done, cbs=cbs)
                 if cbs[1].problem: raise cbs[1].problem
         except BaseException as e:
-            if file and Path(file).exists(): _set_state(learn, load_weights(file, ())[0], None, opt=False)        # the last good epoch
-            if isinstance(e, RuntimeError) and 'out of memory' in str(e).lower(): raise _no_memory(learn, i, e) from None
+            _set_state(learn, last, None, opt=False)                          # the last good epoch
+            if isinstance(e, RuntimeError) and 'out of memory' in str(e).lower(): raise _no_memory(getattr(cbs[1], 'shape', ()), i, e) from None
             raise
     return pd.DataFrame(hist),pd.DataFrame(lrs, columns=['stage', *(f'g{i}' for i in range(len(learn.opt.param_lists)))])
 
