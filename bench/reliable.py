@@ -2,7 +2,7 @@
 
     python bench/reliable.py damage           # 2,000 damaged and foreign files: none may be accepted, none may fail without a clear error
     python bench/reliable.py kills            # 50 runs of a small network, killed with -9 once each: same weights as a run left alone (`--runs 5` for a share)
-    python bench/reliable.py predict          # 10,000 reviews of IMDb beside `learn.predict` and `get_preds` (embedded reviews where IMDb is not there)
+    python bench/reliable.py predict          # 10,000 reviews of IMDb beside `learn.predict` and `get_preds` (embedded reviews where IMDb is not there; `--reviews 1000` for fewer)
     python bench/reliable.py generate         # 200 words beside `learn.predict`
 
 Each writes its part of bench/results/reliable.json, with machine, versions and time.
@@ -162,7 +162,7 @@ def predict_(n=10_000, n_loop=300):
     ours, frame = timed(lambda: predict(learn, some))
     loop, _ = timed(lambda: [stock.predict(t) for t in some[:n_loop]])
     batch, _ = timed(lambda: stock.get_preds(dl=stock.dls.test_dl(some)))
-    short = [' '.join(t.split()[:12]) for t in some[:1250]]
+    short = [' '.join(t.split()[:12]) for t in some[:len(some)//8]]
     serial = [predict(learn, t).pos[0] for t in short]
     with ThreadPoolExecutor(8) as ex: threads = sum(a == b for a, b in zip(ex.map(lambda t: predict(learn, t).pos[0], short*8), serial*8))
     alone = max(np.abs(predict(learn, t).iloc[0, 1:].to_numpy(float) - frame.iloc[i, 1:].to_numpy(float)).max() for i, t in enumerate(some[:200]))
@@ -181,6 +181,8 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('part', choices=['damage', 'kills', 'predict', 'generate'])
     p.add_argument('--runs', type=int, default=50)
+    p.add_argument('--reviews', type=int, default=10_000)
     a = p.parse_args()
     if a.part == 'kills': kills(a.runs)
-    else: dict(damage=damage, predict=predict_, generate=generate_)[a.part]()
+    elif a.part == 'predict': predict_(a.reviews, min(300, a.reviews//10))
+    else: dict(damage=damage, generate=generate_)[a.part]()
