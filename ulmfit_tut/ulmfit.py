@@ -36,7 +36,7 @@ def classifier_learner(
     if encoder: load_encoder(learn, encoder)
     return learn
 
-# %% ../nbs/06_ulmfit.ipynb #a0c55d16
+# %% ../nbs/06_ulmfit.ipynb #310ad704
 def _arm(corpus, vocab, c, sizes, state, show):
     "Language model, encoder, classifier by the settings `c`; goes on from the files in `state`"
     state.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,7 @@ def _arm(corpus, vocab, c, sizes, state, show):
     if stages or c['pretrained'] != 'none':
         set_seed(c['seed'])
         learn = lm_learner(text_dls(corpus, vocab, is_lm=True, **kw), c['pretrained'], c['lm_drop_mult'], c['backwards'])
+        if sum(c['lm_epochs'])*len(learn.dls.train) > 500: steady_memory()                        # by then it would be gigabytes
         if stages: fit(learn, 'lm', stages)
         enc = save_encoder(learn, state/'encoder.safetensors')
     set_seed(c['seed'])
@@ -77,7 +78,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #782f6e37
+# %% ../nbs/06_ulmfit.ipynb #93430d17
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -103,7 +104,6 @@ def ulmfit(
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],out = str(device or default_device()),listify(compare),Path(out)
     check_settings(c)
-    steady_memory()
     weights,old,sizes = pretrained_lm(pretrained, backwards)
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
