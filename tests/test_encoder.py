@@ -104,7 +104,7 @@ def test_every_road_in(corpus, vocab, enc, tmp_path):
             for p in learn.model.parameters(): p.data.zero_()
             res = load_encoder(learn, f)
             assert same(want, encoder_of(learn).state_dict()) and res == dict(words=len(vocab), shared=len(vocab), coverage=1., unchecked=[])
-            assert not learn.model[0].training or learn.opt.frozen_idx > 0                                   # frozen, as fastai leaves it
+            assert learn.opt.frozen_idx == len(learn.opt.param_lists) - 1                                   # frozen, as fastai leaves it
     wrapped = clas_of(corpus, vocab)
     wrapped.create_opt()                                                                                   # fastai's splitter wants the bare model
     wrapped.model = nn.DataParallel(wrapped.model)

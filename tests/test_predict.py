@@ -85,7 +85,6 @@ def test_two_text_columns_and_several_labels(short, tmp_path):
     "The columns of training are those of prediction; fastai reads another column without a word (pains: D7)"
     raw = short[short.part.ne('unsup')].assign(title=short.text.str[:9], good=short.label.eq('pos').astype(int), long=(short.text.str.len() > 60).astype(int))
     learn = classifier(get_texts(raw, text_col=['title', 'text'], label_col=['good', 'long'], split_col='part'))
-    learn.dls.train_ds
     got = predict(learn, raw.head(5))
     assert list(got.columns) == ['label', 'good', 'long'] and (got.label == [';'.join(c for c in ('good', 'long') if r[c] > .5) for _, r in got.iterrows()]).all()
     again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')

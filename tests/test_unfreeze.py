@@ -1,6 +1,6 @@
 """Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
 import subprocess, sys, time
-import pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import (AWD_LSTM, Callback, Categorize, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, SortedDL, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut import unfreeze
@@ -47,17 +47,25 @@ class Stop(Callback):
     def after_backward(self):
         if self.seen == self.n and self.iter == self.at: raise self.exc
 
+class Rates(Callback):
+    "What the optimizer used in each step"
+    run_valid, order = False, 51
+    def __init__(self): self.rows = []
+    def after_batch(self): self.rows.append([h['lr']*(i >= self.opt.frozen_idx) for i, h in enumerate(self.opt.hypers)])
+
 @pytest.mark.parametrize('kind', ['lm', 'classifier', 'stock lm', 'stock classifier'])
 def test_goes_on_bit_for_bit(corpus, kind, tmp_path):
     "Cut off in each of the five epochs, gone on in a learner that knows nothing"
     plan = [Stage(*o) for o in zip((-1, -2, 0), (1, 2, 2), (2e-2, 1e-2, 5e-3))]
-    whole = learner(corpus, kind)
-    hist, lrs = fit_stages(whole, plan)
+    whole, used = learner(corpus, kind), Rates()
+    with whole.added_cbs(used): hist, lrs = fit_stages(whole, plan)
+    assert lrs.drop(columns='stage').to_numpy() == pytest.approx(np.array(used.rows), abs=1e-15)
     for n in range(1, 6):
         file = tmp_path/f'{n}.safetensors'
         cut = learner(corpus, kind)
         with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(n, 2, KeyboardInterrupt())): fit_stages(cut, plan, file=file)
         assert file.exists() == (n > 1)
+        file.with_name(f'.{file.name}.123.tmp').write_bytes(b'half')                                      # what a killed process leaves
         if n > 1: assert len(load_weights(file, ())[1]['history']) == n - 1
         again = learner(corpus, kind) if n > 1 else cut                                  # before the first checkpoint: the same learner, given back its weights
         if n > 1: [p.data.normal_() for p in again.model.parameters()]
@@ -146,7 +154,9 @@ def test_paper(corpus):
     learn = learner(corpus, 'classifier')
     plan = paper_stages(1e-2, epochs=2)
     assert [(s.freeze_to, s.epochs) for s in plan] == [(-1, 1), (-2, 1), (-3, 1), (-4, 1), (0, 2)]
-    _, lrs = fit_stages(learn, plan)
+    used = Rates()
+    with learn.added_cbs(used): _, lrs = fit_stages(learn, plan)
+    assert lrs.drop(columns='stage').to_numpy() == pytest.approx(np.array(used.rows), abs=1e-15)
     for i, s in enumerate(plan, 1):
         got = lrs[lrs.stage.eq(i)].g4.to_numpy()
         T, cut = len(got), .1*len(got)
