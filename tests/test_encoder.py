@@ -6,7 +6,7 @@ from ulmfit_tut import files
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
-from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_model, match_rows, save_encoder, save_model, to_fastai
+from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_model, save_encoder, save_model, to_fastai
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
 from ulmfit_tut.tokens import get_tokenizer
@@ -58,7 +58,7 @@ def test_damaged_anywhere(corpus, vocab, enc, tmp_path):
                 refused(load, clas, file, file.name)
         file.write_bytes(good)
         load(clas, file)
-    refused(load_model, lm, whole, "kind classifier / lm")
+    refused(load_model, lm, whole, "kind 'classifier' / 'lm'")
 
 def test_pickle_in_disguise(corpus, vocab, tmp_path):
     class Bad:
@@ -89,9 +89,14 @@ def test_whole_but_wrong(corpus, vocab, enc, tmp_path, short):
     w, meta = load_weights(f)
     for kw, has in [(dict(classes=['bad', 'good']), 'classes'), (dict(vocab=vocab[::-1]), 'vocab'), (dict(backwards=True), 'backwards')]:
         refused(load_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, **kw}), has)
-    refused(load_model, lm_of(corpus, vocab), f, 'kind classifier / lm')
+    refused(load_model, lm_of(corpus, vocab), f, "kind 'classifier' / 'lm'")
     german = text_corpus(get_texts(short, split_col='part'), get_tokenizer('de'))
     refused(load_encoder, clas_of(german, vocab), enc, "'spaCy en' / 'spaCy de'")
+    bare = clas_of(corpus, vocab)
+    bare.model = nn.DataParallel(bare.model)                                                              # without an optimizer: fastai cannot split it, so it cannot be frozen
+    before = weights(bare)
+    with pytest.raises(Exception): load_encoder(bare, enc)
+    assert same(before, weights(bare))
 
 def test_every_road_in(corpus, vocab, enc, tmp_path):
     "Encoder, language model and classifier files; into both kinds of learner, wrapped or not; fastai's own file and back"
@@ -129,9 +134,8 @@ def test_other_words(corpus, vocab, enc, tmp_path):
     got = encoder_of(learn).encoder.weight
     for i, w in enumerate(new): assert torch.equal(got[i], rows[vocab.index(w)] if w in vocab else rows.mean(0))
     assert res['shared'] == len(vocab) and res['coverage'] == pytest.approx(len(vocab)/len(new))
-    assert match_rows(torch.tensor([1., 3.]), ['a', 'b'], ['b', 'c', 'a', 'b']).tolist() == [3, 2, 1, 3]
 
-def test_what_a_stock_learner_shows(short, corpus, enc):
+def test_what_a_stock_learner_shows(short, corpus, vocab, enc, tmp_path):
     "fastai's own DataLoaders with our rules' names; from numbers nothing is known, and that is no error"
     df = short[short.label.ne('')].assign(is_valid=[i % 4 == 0 for i in range((short.label != '').sum())])
     dls = TextDataLoaders.from_df(df, text_col='text', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0)
@@ -141,6 +145,11 @@ def test_what_a_stock_learner_shows(short, corpus, enc):
     back = TextDataLoaders.from_df(df, text_col='text', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0, backwards=True)
     assert about(text_classifier_learner(back, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False))['backwards'] is True
     assert load_encoder(learn, enc, match_vocab=True)['unchecked'] == []
+    blind = clas_of(corpus, vocab)
+    file = save_model(blind, tmp_path/'c.safetensors')
+    w, meta = load_weights(file)
+    save_weights(file, w, **{**meta, 'rules': None})
+    assert load_model(blind, file) == dict(unchecked=['rules'])
 
 def test_classifier_file_alone(corpus, vocab, tmp_path):
     "Built from the file alone, it says what the learner said; no text of training is in it"

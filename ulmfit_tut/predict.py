@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_words', 'generate']
 
-# %% ../nbs/07_predict.ipynb #9b124027
+# %% ../nbs/07_predict.ipynb #8f6cb431
 import codecs, functools, threading
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
-from .batches import CorpusLabel, CorpusText, TextLoader, known_words, pad_windows
+from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
-from .data import PadChunks, join_fields
+from .data import join_fields
 from .encoder import about, load_model, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #ebbc513c
+# %% ../nbs/07_predict.ipynb #ca5fd16a
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -40,7 +40,8 @@ def _ids(learn, texts):
     if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
         fast = mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str)
         tok = _fast(mine['rules']) if fast else TokenizeWithRules(tok, ds.tokenizer.rules)
-    num,res = known_words(words_of(learn)).o2i,[]
+    num,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[]
+    if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
     for ids,lens,names,_ in encode_texts(texts, tok, n_workers=0, progress=False):
         ids = np.array([num[t] for t in names], np.int64)[ids]
         res += np.split(ids, lens.cumsum()[:-1])
@@ -79,7 +80,7 @@ def predict(
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=classes, index=index)], axis=1)
 
-# %% ../nbs/07_predict.ipynb #57deb4af
+# %% ../nbs/07_predict.ipynb #7fd25669
 def load_classifier(
     file:Path, # classifier that `save_model` or `ulmfit` wrote
     tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
@@ -93,15 +94,15 @@ def load_classifier(
         tok = get_tokenizer(meta['tokenizer'][6:], meta['rules'])
     text_col,classes = meta.get('text_col') or ['text'],meta['classes']
     label_col = classes if meta['several'] else ['label']
-    tfms = [CorpusText(None, text_col), Tokenizer(tok, rules=[]), known_words(meta['vocab']), *([reverse_text] if meta['backwards'] else [])]
-    cats = [MultiCategorize(classes), OneHotEncode()] if meta['several'] else [Categorize(classes, sort=False)]
+    tfms = text_tfms(None, tok, meta['vocab'], text_col, meta['backwards'], None, label_col, classes, meta['several'])
     row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
-    ds = Datasets(row, [tfms, [CorpusLabel(None, label_col, classes), *cats]], splits=[[0], [0]], dl_type=TextLoader)
+    ds = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader)
     seq_len = meta['seq_len'] or 72
-    dls = ds.dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device, before_batch=PadChunks(seq_len=seq_len))
+    dls = ds.dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
     learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False, seq_len=seq_len, n_out=len(classes), max_len=meta.get('max_len', 1440),
                                     loss_func=BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat())
-    return load_model(learn, file)
+    load_model(learn, file)
+    return learn
 
 # %% ../nbs/07_predict.ipynb #ba0f2e0a
 def predict_csv(
