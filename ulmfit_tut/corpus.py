@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_corpora', 'clear_corpora']
 
-# %% ../nbs/api/corpus.ipynb #b4640746
+# %% ../nbs/api/corpus.ipynb #20b883a7
 import contextlib, errno, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from .data import read_text, text_vocab
 from .files import replacing
 from .rules import fix_entities
 from .chunks import ChunkTokenizer
-from .tokens import encode_texts, get_tokenizer
+from .tokens import encode_texts, get_tokenizer, text_digests
 
 # %% ../nbs/api/corpus.ipynb #f7198cee
 class TextCorpus:
@@ -49,7 +49,7 @@ class TextCorpus:
 
 def _runs(rows): return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
 
-# %% ../nbs/api/corpus.ipynb #7cc8460d
+# %% ../nbs/api/corpus.ipynb #c073a86c
 def _sha(*parts): return hashlib.sha256('\0'.join(map(str, parts)).encode('utf8', 'surrogatepass')).hexdigest()
 
 def tokenizer_key(tok) -> dict: # what decides its tokens
@@ -68,30 +68,29 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
     post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]     # what `compose` was given
     return dict(tok=ident(tok.tok), rules=[ident(o) for o in (*tok.rules, *post)], **versions)
 
-def _files(df): return [f'{df.attrs["path"]}/{f}' for f in df.file]
+def _files(df): return [f'{df.attrs["path"]}/{f}' for f in df.file.tolist()]
 
 def _stats(df):
     if 'text' in df: return
     return [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in map(os.stat, _files(df))]
 
-def _content(df, stats, encoding, cache):
-    "Digest of the texts, in order; of files it is remembered, for as long as they rest"
-    h = hashlib.sha256()
-    def add(b): h.update(len(b).to_bytes(8, 'little')); h.update(b)
-    if stats is None:
-        for o in df.text: add(o.encode('utf8', 'surrogatepass'))
-        return h.hexdigest()
-    known = cache/f'seen-{_sha(encoding, df.attrs["path"], *df.file, np.array(stats).tobytes().hex())[:24]}.json'
-    if known.exists(): return json.loads(known.read_text())
-    for f in _files(df):
-        with open(f, 'rb', buffering=0) as o: b = o.read()
-        add(b if encoding in ('utf8', 'utf-8') and b'\r' not in b else read_text(f, encoding).encode())
-    if time.time_ns() - max(s[2] for s in stats) > 2e9:                    # a file may change twice within one tick of its clock
-        with replacing(known) as tmp: tmp.write_text(json.dumps(h.hexdigest()))
-    return h.hexdigest()
+def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
-# %% ../nbs/api/corpus.ipynb #74e4ba9b
-_format = 1
+def _seen(df, stats, encoding, cache):
+    "Where the digest of these files is remembered, for as long as they rest"
+    return stats and cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), np.array(stats).tobytes().hex())[:24]}.json'
+
+def _remember(seen, stats, content):
+    if not stats or time.time_ns() - max(s[2] for s in stats) < 2e9: return           # a file may change twice within one tick of its clock
+    with replacing(seen) as tmp: tmp.write_text(json.dumps(content))
+
+def _like(d, n, key):
+    "Might this folder hold these texts? One that cannot be read might"
+    try: meta = json.loads((d/'meta.json').read_text()); return meta['texts'] == n and {**meta['key'], 'content': ''} == {**key, 'content': ''}
+    except (OSError, ValueError, KeyError, TypeError): return True
+
+# %% ../nbs/api/corpus.ipynb #28242e77
+_format = 2
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
 
@@ -100,16 +99,17 @@ def _whole(d):
     except (OSError, ValueError, KeyError, TypeError): return False
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
-    table,counts,lens,whole = {},np.zeros(0, np.int64),[],0
+    table,counts,lens,whole,h = {},np.zeros(0, np.int64),[],0,hashlib.sha256()
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
-        for ids,n,types,w in encode_texts(items, tok, n_workers, progress, encoding, root):
+        for ids,n,types,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root):
             here = np.array([table.setdefault(t, len(table)) for t in types], np.uint32)
             counts = np.append(counts, np.zeros(len(table) - len(counts), np.int64))
             np.add.at(counts, here, np.bincount(ids, minlength=len(here)))
             raw.write(here[ids].tobytes())
             lens.append(n)
             whole += w
+            h.update(digests)
     names = list(table)
     order = sorted(range(len(names)), key=lambda i: (-counts[i], names[i]))
     rank,dtype = np.empty(len(names), np.uint32),np.min_scalar_type(max(len(names) - 1, 0))
@@ -119,10 +119,11 @@ def _build(d, key, df, tok, encoding, n_workers, progress):
     (d/'raw').unlink()
     np.save(d/'offsets.npy', np.cumsum([0, *itertools.chain.from_iterable(lens)], dtype=np.int64))
     (d/'types.json').write_text(json.dumps([names[i] for i in order]))
-    meta = dict(format=_format, key=key, texts=len(items), tokens=int(counts.sum()), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
+    meta = dict(format=_format, key=dict(content=h.hexdigest(), **key), texts=len(items), tokens=int(counts.sum()), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
     (d/'meta.json').write_text(json.dumps(meta, indent=1))
     for f in d.iterdir():
         with open(f, 'rb+') as o: os.fsync(o.fileno())
+    return h.hexdigest()
 
 def corpora_path(cache=None): return Path(cache or fastai_cfg().path('data')/'text_corpora')
 
@@ -140,15 +141,18 @@ def text_corpus(
     if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
-        stats = _stats(df)
-        key = dict(content=_content(df, stats, encoding, cache), **tokenizer_key(tok))
-        path = cache/_sha(_format, json.dumps(key, sort_keys=True))[:24]
-        if path.exists():
-            if _whole(path): return TextCorpus(path, df, tok)
-            print(f'{path.name} is damaged or of an older version: prepared again')
+        stats,key = _stats(df),tokenizer_key(tok)
+        seen = _seen(df, stats, encoding, cache)
+        def place(content): return cache/_sha(_format, json.dumps(dict(content=content, **key), sort_keys=True))[:24]
+        content = json.loads(seen.read_text()) if seen and seen.exists() else None
+        if not content and any(_like(o, len(df), key) for o in cache.iterdir() if o.is_dir() and not o.name.startswith('.')): content = _content(df, encoding)
+        if content and place(content).exists():
+            if _whole(place(content)): _remember(seen, stats, content); return TextCorpus(place(content), df, tok)
+            print(f'{place(content).name} is damaged or of an older version: prepared again')
         tmp = Path(tempfile.mkdtemp(dir=cache, prefix='.new-'))
         try:
-            _build(tmp, key, df, tok, encoding, n_workers, progress)
+            content = _build(tmp, key, df, tok, encoding, n_workers, progress)
+            path = place(content)
             if _stats(df) != stats: raise ValueError('Files have changed while they were read: once they are at rest, run it again')
             tmp.chmod(0o755)
             with contextlib.suppress(OSError):                                 # another process was first
@@ -157,6 +161,7 @@ def text_corpus(
             if not path.exists(): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
         finally: shutil.rmtree(tmp, ignore_errors=True)
         shutil.rmtree(path/'old', ignore_errors=True)
+        _remember(seen, stats, content)
     except OSError as e:
         if e.filename and not Path(e.filename).is_relative_to(cache): raise                    # a text that cannot be read names itself
         raise OSError(f'{cache} cannot be written ({e.strerror or e}): make room, or choose another folder by cache=...') from e

@@ -18,7 +18,7 @@ from .encoder import about, load_model, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #ca5fd16a
+# %% ../nbs/07_predict.ipynb #3c876ac4
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -42,7 +42,7 @@ def _ids(learn, texts):
         tok = _fast(mine['rules']) if fast else TokenizeWithRules(tok, ds.tokenizer.rules)
     num,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[]
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
-    for ids,lens,names,_ in encode_texts(texts, tok, n_workers=0, progress=False):
+    for ids,lens,names,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
         ids = np.array([num[t] for t in names], np.int64)[ids]
         res += np.split(ids, lens.cumsum()[:-1])
     return [o[::-1] for o in res] if mine['backwards'] else res
