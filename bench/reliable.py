@@ -2,6 +2,7 @@
 
     python bench/reliable.py damage           # 2,000 damaged and foreign files: none may be accepted, none may fail without a clear error
     python bench/reliable.py kills            # 50 runs of a small network, killed with -9 once each: same weights as a run left alone (`--runs 5` for a share)
+    python bench/reliable.py kills_embedded   # 3 runs of the whole job on the embedded reviews, killed once each
     python bench/reliable.py predict          # 10,000 reviews of IMDb beside `learn.predict` and `get_preds` (embedded reviews where IMDb is not there; `--reviews 1000` for fewer)
     python bench/reliable.py generate         # 200 words beside `learn.predict`
 
@@ -22,7 +23,7 @@ from ulmfit_tut.encoder import load_encoder, load_model, save_encoder, save_mode
 from ulmfit_tut.files import load_weights, replacing, save_weights
 from ulmfit_tut.lm import lm_learner, pretrained_lm
 from ulmfit_tut.predict import generate, predict
-from ulmfit_tut.ulmfit import classifier_learner
+from ulmfit_tut.ulmfit import classifier_learner, ulmfit
 from ulmfit_tut.unfreeze import Stage, discriminative, fit_stages
 
 results = Path(__file__).parent/'results'/'reliable.json'
@@ -133,6 +134,23 @@ def kills(runs=50, in_write=15):
         print(f'{i+1}: {same} the same', flush=True)
     note('kills', runs=runs, inside_a_write=in_write*runs//50, same_weights=same, corrupt=corrupt, temporary_files_left=left, seconds_a_run=round(secs, 1))
 
+def kills_embedded(runs=3):
+    "The whole job on the embedded reviews, killed once each, and called again"
+    tmp, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+    def run(out): ulmfit('mini', out, 'movies', lm_epochs=(1, 1), epochs=(1, 1, 1, 1), bs=32, compare=(), device='cpu', progress=False)
+    t = time.time()
+    os.waitpid(child(lambda: run(tmp/'alone')), 0)
+    secs, want, same, at = time.time() - t, (tmp/'alone/classifier.safetensors').read_bytes(), 0, []
+    for i in range(runs):
+        pid = child(lambda: run(tmp/f'{i}'))
+        at.append(round(rng.uniform(.1, .9)*secs)); time.sleep(at[-1]); os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert not (tmp/f'{i}/report.html').exists(), 'it was done before it was killed'
+        os.waitpid(child(lambda: run(tmp/f'{i}')), 0)
+        same += (tmp/f'{i}/classifier.safetensors').read_bytes() == want
+        print(f'{i+1}: killed after {at[-1]} s, {same} the same', flush=True)
+    note('kills_embedded', runs=runs, same_weights=same, killed_after_s=at, seconds_a_run=round(secs))
+
 # --- speed ----------------------------------------------------------------------------------------------------------------------------------------
 
 def reviews(n):
@@ -180,10 +198,10 @@ def generate_(n=200):
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('part', choices=['damage', 'kills', 'predict', 'generate'])
+    p.add_argument('part', choices=['damage', 'kills', 'kills_embedded', 'predict', 'generate'])
     p.add_argument('--runs', type=int, default=50)
     p.add_argument('--reviews', type=int, default=10_000)
     a = p.parse_args()
     if a.part == 'kills': kills(a.runs)
     elif a.part == 'predict': predict_(a.reviews, min(300, a.reviews//10))
-    else: dict(damage=damage, generate=generate_)[a.part]()
+    else: dict(damage=damage, generate=generate_, kills_embedded=kills_embedded)[a.part]()
