@@ -142,6 +142,8 @@ def test_top_losses_belong_to_their_texts(corpus, vocab):
     learn = classifier(corpus, vocab)
     interp = ClassificationInterpretation.from_learner(learn)
     losses, idx = interp.top_losses(len(learn.dls.valid_ds))
+    assert len({-(-len(o[0])//8) for o in learn.dls.valid_ds}) > 1                   # windows
+    interp.plot_top_losses(len(idx))
     inps, preds, targs, decoded, again = interp[idx]
     mine = torch.stack([torch.nn.functional.cross_entropy(p.log()[None], t[None]) for p, t in zip(preds, targs)])
     assert torch.allclose(mine.float(), losses, atol=1e-5) and torch.allclose(again, losses)

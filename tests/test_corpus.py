@@ -1,5 +1,5 @@
 """A corpus that is never stale, never half-written, and says what is wrong with bad data."""
-import io, json, os, subprocess, sys, threading
+import io, json, os, shutil, subprocess, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -8,7 +8,7 @@ from fastai.text.all import SentencePieceTokenizer, Tokenizer, defaults
 from ulmfit_tut import corpus as module
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import clear_corpora, list_corpora, text_corpus
-from ulmfit_tut.data import get_texts, texts_from_folder
+from ulmfit_tut.data import get_texts, mini_reviews, texts_from_folder
 from ulmfit_tut.tokens import get_tokenizer, tokenize
 
 @pytest.fixture
@@ -104,6 +104,20 @@ def test_damage_is_mended(short, tmp_path, capsys, harm):
     c = text_corpus(df, cache=tmp_path)
     assert c[5] == want and module._whole(c.path) and 'prepared again' in capsys.readouterr().out
     assert [o.name for o in tmp_path.iterdir()] == [c.path.name]
+
+def test_read_once(tmp_path, monkeypatch):
+    "New texts are not read for their digest first, unless a corpus of as many texts lies there; a copy of old ones finds their tokens"
+    calls, content = [], module._content
+    monkeypatch.setattr(module, '_content', lambda *a: calls.append(1) or content(*a))
+    folder, cache = tmp_path/'reviews', tmp_path/'c'
+    mini_reviews(folder)
+    first = text_corpus(get_texts(folder, read=False), cache=cache)
+    assert not calls and text_corpus(get_texts(folder), cache=cache).path == first.path and len(calls) == 1
+    shutil.copytree(folder, tmp_path/'copy')
+    assert text_corpus(get_texts(tmp_path/'copy', read=False), cache=cache).path == first.path and len(calls) == 2
+    next((tmp_path/'copy/train/pos').glob('*.txt')).write_text('Another text.')
+    assert text_corpus(get_texts(tmp_path/'copy', read=False), cache=cache).path != first.path and len(calls) == 3
+    assert text_corpus(get_texts(folder, read=False).iloc[:50], cache=cache).path != first.path and len(calls) == 3
 
 def prepare(cache): return str(text_corpus(get_texts(), cache=cache).path)
 

@@ -95,6 +95,13 @@ def test_state_of_another_run_is_refused(corpus, short, tmp_path):
     refused(learner(corpus, 'lm'), stages[:1], 'model')
     other = text_corpus(get_texts(short.assign(text=short.text.where(short.index != short.index[short.part.eq('train')][0], 'Another text.')), split_col='part'))
     refused(learner(other, 'classifier'), stages[:1], 'train')
+    for k, v, has in [('wd', .3, 'wd'), ('loss_func', torch.nn.CrossEntropyLoss(), 'loss')]:
+        changed = learner(corpus, 'classifier')
+        setattr(changed, k, v)
+        refused(changed, stages[:1], has)
+    changed = learner(corpus, 'classifier')
+    changed.model[0].module.hidden_dps[0].p = .01
+    refused(changed, stages[:1], 'dropout')
 
 def test_nan_stops_with_the_last_good_state(corpus, tmp_path):
     class Nan(Callback):

@@ -154,14 +154,15 @@ class LMLoader(_TextDL):
     @property
     def items(self): return L(range(len(self.lens))).map(lambda i: TensorText(torch.from_numpy(self.table[self.text(i)])))
 
-# %% ../nbs/api/batches.ipynb #8814a62d
+# %% ../nbs/api/batches.ipynb #b0654916
 def pad_windows(
     ids:list, # arrays of ids
     seq_len:int, # tokens in a window
-    pad_idx:int=1
+    pad_idx:int=1,
+    width:int=1 # at least so many tokens wide
 ) -> Tensor: # a row a text: whole windows of padding, the text, the rest of its last window
     "Pad so that no text sees how long its neighbours are"
-    width = -(-max(1, *map(len, ids))//seq_len)*seq_len
+    width = -(-max(width, *map(len, ids))//seq_len)*seq_len
     x = np.full((len(ids), width), pad_idx, np.int64)
     for row,o in zip(x, ids):
         a = (width - len(o))//seq_len*seq_len
@@ -173,7 +174,7 @@ class TextLoader(_TextDL):
     def __init__(self, dataset, bs=64, seq_len=72, process=None, **kwargs):
         if process is not None: bs,kwargs = 1,{**kwargs, 'get_idxs': range_of(dataset).copy}          # `Interpretation` wants texts in its own order
         super().__init__(dataset, bs, seq_len, **kwargs)
-        self.ys = None
+        self.ys,self.width = None,1 if process is None else max(1, *self.lens)                       # and of one width, to join them
         if len(dataset.tls) > 1 and len(dataset):
             tl,seen = dataset.tls[1],{}
             keys = [_there(tl.corpus_label.labels)[i] for i in tl.items] if _rows(tl.items) else range(len(dataset))
@@ -203,7 +204,7 @@ class TextLoader(_TextDL):
     def do_item(self, i): return i or 0
 
     def do_batch(self, b):
-        x = TensorText(pad_windows([self.table[self.text(i)] for i in b], self.seq_len))
+        x = TensorText(pad_windows([self.table[self.text(i)] for i in b], self.seq_len, width=self.width))
         return (x,) if self.ys is None else (x, self.ys[b])
 
 # %% ../nbs/api/batches.ipynb #da8a94da

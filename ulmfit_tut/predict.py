@@ -18,7 +18,7 @@ from .encoder import about, load_model, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #3c876ac4
+# %% ../nbs/07_predict.ipynb #1f89ed58
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -60,7 +60,7 @@ def predict(
     texts, # a string, a list, a Series or a DataFrame
     bs:int=64, # texts in a batch; the answer does not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
-) -> pd.DataFrame: # `label`, and a probability for each class; in the order given, with the index of a Series or DataFrame
+) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     index = texts.index if isinstance(texts, (pd.Series, pd.DataFrame)) else None
     if not hasattr(learn.dls, 'vocab') or isinstance(learn.dls.vocab[0], str): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
@@ -78,7 +78,7 @@ def predict(
                 probs[[a + i for i in b]] = act(model(x.to(device))[0].float()).cpu().numpy()
     if several: label = [';'.join(c for c,p in zip(classes, r) if p > getattr(loss, 'thresh', .5)) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
-    return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=classes, index=index)], axis=1)
+    return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=index)], axis=1)
 
 # %% ../nbs/07_predict.ipynb #7fd25669
 def load_classifier(

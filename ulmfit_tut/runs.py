@@ -14,7 +14,7 @@ from .compare import wilson
 from .files import replacing
 from .lm import pretrained_names
 
-# %% ../nbs/api/runs.ipynb #6ec91cdb
+# %% ../nbs/api/runs.ipynb #d954d4cc
 arms = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='{}, no LM fine-tuning')
 
 def check_settings(
@@ -33,7 +33,7 @@ def check_settings(
          'device', 'there is none on this machine, use cpu')
     several('lm_epochs', 2, whole, 'whole numbers'); several('epochs', 4, lambda o: whole(o) and o > 0, 'whole numbers above 0')
     several('lm_lrs', 2, lambda o: 0 < o < math.inf, 'numbers above 0'); several('lrs', 4, lambda o: 0 < o < math.inf, 'numbers above 0')
-    for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(0 <= c[k] <= top, k, f'use 0 to {top}: more would drop everything somewhere')
+    for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(0 < c[k] <= top, k, f'use more than 0, where fastai 2.8.12 fails, and at most {top}, where more would drop everything somewhere')
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
     must(0 < c['valid_pct'] < 1, 'valid_pct', 'use a share between 0 and 1')

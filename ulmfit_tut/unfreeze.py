@@ -159,7 +159,7 @@ def clean_exit(
         getattr(learn.model, 'reset', noop)()
         raise
 
-# %% ../nbs/05_unfreezing.ipynb #347ee8e6
+# %% ../nbs/05_unfreezing.ipynb #10269fd6
 def _weights(learn): return {f'model.{k}': v.detach() for k,v in itertools.chain(learn.model.named_parameters(), learn.model.named_buffers())}
 
 def _state(learn):
@@ -188,7 +188,8 @@ def _plan(learn, stages, seed):
             items = getattr(dl.dataset, 'items', [])                                             # a table, file names, texts; of another dataset its length alone
             parts = [items.to_csv().encode() if isinstance(items, pd.DataFrame) else repr(list(map(str, items))).encode()]
         return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=hashlib.sha256(b'|'.join(parts)).hexdigest()[:16])
-    return dict(stages=[str(o) for o in stages], seed=seed, model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
+    rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
+    return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
                 vocab=sha(learn.dls.vocab if hasattr(learn.dls, 'vocab') else ''), train=data(learn.dls.train), valid=data(learn.dls.valid))
 
 def check_stages(

@@ -1,0 +1,76 @@
+"""Every number of results kind in the pages' prose has a cell, a results file or a named source.
+
+`python docs/check_numbers.py` shows those that have none, `--all` every one with where it stands. `docs/numbers.txt` holds the exceptions, each with
+its reason. (A file called numbers.py beside readme.py would hide Python's own module of that name.)
+"""
+import html, json, re, sys
+from collections import namedtuple
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+_n = r'(?<![\w.,/$-])(\d[\d,]*(?:\.\d+)?|\.\d+)'
+_units = r'%|per cent|ms|s|seconds?|min|minutes?|h|hours?|days?|[kKMG]i?B|x|×|times|k|M|thousand|million|billion|tokens/s'
+_kinds = re.compile(rf'{_n}(?:[\s\xa0-]?({_units})(?![\w/]|\s\d))|(?<![\w.,/$-])(\d{{1,3}}(?:,\d{{3}})+)|(?<![\w.,/$-])(0?\.\d\d+)(?![\d.]*\w)'
+                    rf'|(?:accurac(?:y|ies)|perplexity|loss|error)(?:\s(?:of|is|was|at|by|to|about|around))*\s{_n}(?![\w.]*\d)(?:[\s\xa0]?(%|per cent))?', re.I)
+_source = re.compile(r'arXiv|(?i:\b(?:sections?|tables?|figures?) \d)|\]\([^)]+\)|https?://|`[\w./-]+\.(?:json|csv|py|ipynb|md|txt)`'
+                     r'|(?:et al\.|others|and [A-Z]\w+|\([A-Z]\w+),? \(?(?:19|20)\d\d\b')
+Number = namedtuple('Number', 'file cell text number unit where')                        # `where` is empty for a number that nothing supports
+
+def prose(md):
+    "Sentences, list items and table rows of a markdown cell, without blocks of code"
+    md = re.sub(r'^(```|~~~).*?^\1', '\n', md, flags=re.S | re.M)
+    for block in re.split(r'\n\s*\n|\n(?=\s*(?:[-*#>]|\d+\.)\s)|(?<=\|)\n(?=\|)', md):
+        block = ' '.join(block.split())
+        yield from [block] if block.startswith('|') else re.split(r'(?<=[.!?:])\s+(?=[A-Z*_`\[(])', block)
+
+def shown(nb):
+    "What the cells of a notebook print, as one string"
+    outs = [o for c in nb['cells'] for o in c.get('outputs', [])]
+    texts = [s for o in outs for s in (o.get('text'), *(v for k,v in o.get('data', {}).items() if k in ('text/plain', 'text/html', 'text/markdown'))) if s]
+    return html.unescape(re.sub(r'<style.*?</style>|<[^>]*>', ' ', '\n'.join(map(''.join, texts)), flags=re.S))
+
+def leaves(o): return [x for v in (o.values() if isinstance(o, dict) else o) for x in leaves(v)] if isinstance(o, (dict, list)) else [o]
+
+def values(text): return {float(o.replace(',', '')) for o in re.findall(r'(?<![\w.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:e-?\d+)?', text)}
+
+def same(number, unit, have):
+    "Is the number among the values? Rounded as it is written; a percentage also as a share"
+    digits,x = len(number.partition('.')[2]),float(number.replace(',', ''))
+    return any(round(v*f, digits) == x for v in have for f in ((1, 100) if unit in ('%', 'per cent') else (1,)))
+
+def beside(number, unit, text): return re.search(rf'(?<![\w.,]){re.escape(number)}[\s\xa0]?{re.escape(unit)}(?!\w)', text) is not None
+
+def check(folder, results=None, allowed=''):
+    "A `Number` for each number of results kind in the notebooks of `folder`; lines of `allowed` are `file | words | reason`"
+    files = {f.name: json.loads(f.read_text(encoding='utf8')) for f in sorted(Path(results).glob('*.json'))} if results else {}
+    files = {k: {abs(float(o)) for o in leaves(v) if isinstance(o, (int, float)) and not isinstance(o, bool)} for k,v in files.items()}
+    rows = [tuple(o.strip() for o in l.split('|')) for l in allowed.splitlines() if l.strip() and not l.startswith('#')]
+    if bad := [o for o in rows if len(o) != 3 or not all(o)]: raise ValueError(f'not of the form "file | words | reason": {bad[0]}')
+    found,used = [],set()
+    for f in sorted(o for p in ('*.ipynb', 'api/*.ipynb') for o in Path(folder).glob(p) if o.name[0] not in '_.'):
+        nb = json.loads(f.read_text(encoding='utf8'))
+        out,named = shown(nb),set(re.findall(r'bench/(?:results/)?(\w[\w-]*)\.', json.dumps(nb)))           # results count where the page names them
+        for i,text in ((i, t) for i,c in enumerate(nb['cells']) if c['cell_type'] == 'markdown' for t in prose(''.join(c['source']))):
+            bare = re.sub(r'`[^`]*`|(?<=\])\([^)]*\)|\bhttps?://\S+', ' ', text)
+            for m in _kinds.finditer(bare):
+                number,unit = next(o for o in (m[1], m[3], m[4], m[5]) if o).rstrip(','),m[2] or m[6] or ''
+                exact = len(re.sub(r'^0?\.0*|[,.]', '', number)) > 2                            # else it may stand there by chance: its unit must stand beside it
+                row = next((r for r in rows if r[0] in ('*', f.name) and r[1] in text and number in r[1]), None)
+                if exact and same(number, unit, values(out)) or unit and beside(number, unit, out): where = 'a cell'
+                elif exact and (name := next((k for k,v in files.items() if k[:-5] in named and same(number, unit, v)), '')): where = name
+                elif _source.search(text): where = 'a source'
+                elif row: where = row[2]; used.add(row)
+                else: where = ''
+                found.append(Number(f.name, i, text, number, unit, where))
+    return found,[o for o in rows if o not in used]
+
+def main(*args):
+    found,stale = check(root/'nbs', root/'bench/results', (root/'docs/numbers.txt').read_text(encoding='utf8'))
+    for o in found:
+        if '--all' in args or not o.where: print(f'{o.file}, cell {o.cell}: {o.number} {o.unit} [{o.where or "nothing supports it"}]\n    {o.text[:160]}')
+    for o in stale: print(f'docs/numbers.txt: no number needs "{" | ".join(o)}"')
+    bad = sum(not o.where for o in found)
+    print(f'{len(found)} numbers, {bad} without support, {len(stale)} lines too many in docs/numbers.txt')
+    return bool(bad or stale)
+
+if __name__ == '__main__': sys.exit(main(*sys.argv[1:]))

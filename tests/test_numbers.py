@@ -1,0 +1,57 @@
+"Numbers in the pages' prose: the check finds those that nothing supports, and there are none."
+import json, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+sys.path.append(str(root/'docs'))
+from check_numbers import check, main, prose
+
+def page(tmp, md, *outs, name='a.ipynb', code=''):
+    outs = [dict(output_type='execute_result', data={'text/plain': o, **({'text/html': [o]} if '<' in o else {})}) for o in outs]
+    cells = [dict(cell_type='markdown', source=[md]), dict(cell_type='code', source=[code], outputs=outs)]
+    (tmp/name).write_text(json.dumps(dict(cells=cells)))
+    return tmp
+
+def bad(*args, **kwargs): return [(o.number, o.unit) for o in check(*args, **kwargs)[0] if not o.where]
+
+@pytest.mark.parametrize('md,number', [('It reaches 94.3 % of them.', ('94.3', '%')), ('It takes 12 minutes.', ('12', 'minutes')), ('A file of 45 MB.', ('45', 'MB')),
+    ('It is 5x as fast.', ('5', 'x')), ('It is 7.5 times as fast.', ('7.5', 'times')), ('Of 25,000 reviews.', ('25,000', '')), ('A share of 0.83 was right.', ('0.83', '')),
+    ('An accuracy of 94.3 is good.', ('94.3', '')), ('About 3 million words.', ('3', 'million')), ('| ours | 210 s |', ('210', 's')), ('In 30-second steps', ('30', 'second')),
+    ('In 2018 it was 94.3 %.', ('94.3', '%'))])
+def test_a_number_needs_support(tmp_path, md, number): assert bad(page(tmp_path, md)) == [number]
+
+@pytest.mark.parametrize('md', ['fastai 2.8.12 on Python 3.11', 'three layers of 256 units', 'Merity, arXiv 1708.02182', 'issue 3379, version 0.3.1', 'a 6x15 batch', 'set `lr=0.02` for `12 s`',
+    '```\ntakes 12 s\n```', 'half a minute', '[a page](x/12s/0.99)', 'chapters 2 and 3', 'in 2018'])
+def test_what_is_no_result(tmp_path, md): assert not check(page(tmp_path, md))[0]
+
+def test_output_supports(tmp_path):
+    assert not bad(page(tmp_path, 'It is right on 83.2 % of 1,200, in 12 MB.', '0.83199', '1200 rows', "'12 MB'"))
+    assert not bad(page(tmp_path, 'It is right on 83.2 %.', '<table><td>0.832</td></table>'))
+    assert bad(page(tmp_path, 'It is right on 83.2 %.', '0.8333')) == [('83.2', '%')]
+    assert bad(page(tmp_path, 'It takes 12 s.', '12 rows')) == [('12', 's')]              # so small a number may stand there by chance
+
+def test_results_file_supports_where_it_is_named(tmp_path):
+    res = tmp_path/'results'
+    res.mkdir()
+    (res/'arms.json').write_text(json.dumps(dict(rows=[dict(accuracy=.76275, seconds=332.4)], ok=True)))
+    assert not bad(page(tmp_path, 'ULMFiT reached 76.3 % in 332 s.', code="read('../bench/results/arms.json')"), res)
+    assert not bad(page(tmp_path, 'ULMFiT reached 76.3 % by `bench/arms.py`.'), res)
+    assert bad(page(tmp_path, 'ULMFiT reached 76.3 %.'), res) == [('76.3', '%')]
+
+@pytest.mark.parametrize('source', ['(Howard and Ruder 2018, table 2)', 'in arXiv 1801.06146', 'see [the card](card.md)', 'from `models/wiki.json`', '(Guo et al., section 4.2)', 'by Howard and Ruder (2018)'])
+def test_source_supports_its_own_sentence(tmp_path, source):
+    assert not bad(page(tmp_path, f'An error of 4.6 % {source}.'))
+    assert bad(page(tmp_path, f'An error of 4.6 %. So it stands {source}.')) == [('4.6', '%')]
+    assert bad(page(tmp_path, f'| a | 4.6 % | {source} |\n| b | 5.3 % | ours |')) == [('5.3', '%')]
+
+def test_exceptions_have_reasons_and_users(tmp_path):
+    page(tmp_path, 'Is 80 % good?')
+    assert not bad(tmp_path, allowed='# why\na.ipynb | Is 80 % good | a question')
+    assert check(tmp_path, allowed='* | Is 80 % good | a question\nb.ipynb | 80 % | no such page')[1] == [('b.ipynb', '80 %', 'no such page')]
+    assert bad(tmp_path, allowed='a.ipynb | good? | no number') == [('80', '%')]
+    with pytest.raises(ValueError, match='file | words | reason'): check(tmp_path, allowed='a.ipynb | 80 % |')
+
+def test_prose(): assert list(prose('One. Two is 2.6 times.\n- a\n- b\n\n| c |\n| d |')) == ['One.', 'Two is 2.6 times.', '- a', '- b', '| c |', '| d |']
+
+def test_this_repository(capsys): assert main() == 0, capsys.readouterr().out
