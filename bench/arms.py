@@ -55,7 +55,7 @@ def machine(): return dict(cores=os.cpu_count(), threads=torch.get_num_threads()
 # --- settings, from train alone -----------------------------------------------------------------------------------------------------------
 
 def _quiet(learn, stages, seed):
-    with learn.no_bar(), learn.no_logging(): return fit_stages(learn, stages, seed)[0]
+    with learn.no_bar(), learn.no_logging(): return fit_stages(learn, [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages], seed)[0]       # as `ulmfit`
 
 def choose(work, start, folds=3):
     "Language model settings by perplexity on its validation part, classifier settings by accuracy over folds of train"

@@ -33,7 +33,7 @@ def subset(df, n, seed):
     return np.sort(np.stack(order, 1).ravel()[:n])
 
 def quiet(learn, stages, seed):
-    with learn.no_bar(), learn.no_logging(): return fit_stages(learn, stages, seed)[0]
+    with learn.no_bar(), learn.no_logging(): return fit_stages(learn, [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages], seed)[0]       # as `ulmfit`
 
 def classifier(corpus, vocab, net, enc, keep, scale, seed, held=None):
     "Trained on the texts `keep`; `held` are validation texts instead of the usual ones"

@@ -253,3 +253,21 @@ def test_gathered_gradients_go_on_bit_for_bit(corpus, tmp_path):
     with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(3, 1, KeyboardInterrupt())): fit_stages(cut, stages, file=tmp_path/'s.safetensors')
     fit_stages(again, stages, file=tmp_path/'s.safetensors')
     assert same(weights(whole), weights(again))
+
+def test_a_stage_is_one_cycle_of_fastais():
+    "Rates and momentum are those of `freeze_to` and `fit_one_cycle`: the same weights, bit for bit, where nothing is random"
+    from fastai.learner import Learner
+    from fastai.data.core import DataLoaders
+    from fastai.losses import MSELossFlat
+    x = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
+    rows = list(zip(x, x.sum(1, keepdim=True)))
+    def make():
+        set_seed(1)
+        dls = DataLoaders.from_dsets(rows, rows, bs=8, shuffle=False, num_workers=0, device='cpu')
+        return Learner(dls, torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(3)], torch.nn.Linear(4, 1)), loss_func=MSELossFlat(), moms=(.8, .7, .8),
+                       splitter=lambda m: [list(o.parameters()) for o in m])
+    ours, stock = make(), make()
+    with ours.no_bar(), ours.no_logging(): fit_stages(ours, [Stage(-1, 2, 2e-2), Stage(-2, 1, discriminative(1e-2, 4)), Stage(0, 2, 5e-3)])
+    with stock.no_bar(), stock.no_logging():
+        for f, n, lr in [(-1, 2, 2e-2), (-2, 1, discriminative(1e-2, 4)), (0, 2, 5e-3)]: stock.freeze_to(f); stock.fit_one_cycle(n, lr)
+    assert same(weights(ours), weights(stock))

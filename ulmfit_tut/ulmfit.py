@@ -36,12 +36,13 @@ def classifier_learner(
     if encoder: load_encoder(learn, encoder)
     return learn
 
-# %% ../nbs/06_ulmfit.ipynb #310ad704
+# %% ../nbs/06_ulmfit.ipynb #7c290f88
 def _arm(corpus, vocab, c, sizes, state, show):
     "Language model, encoder, classifier by the settings `c`; goes on from the files in `state`"
     state.mkdir(parents=True, exist_ok=True)
     hists,lrs,secs,rows = [],[],[],[]
     def fit(learn, phase, stages, n_valid=0):
+        stages = [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages]                               # with which the settings were chosen
         if c['device'].startswith('cuda'): learn.to_fp16()
         with contextlib.ExitStack() as quiet:
             if not show: quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())

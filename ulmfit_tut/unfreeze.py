@@ -24,13 +24,13 @@ def discriminative(
     "A learning rate for each group, each `ratio` below the next (Howard & Ruder 2018, section 3.2)"
     return slice(lr/ratio**(n_groups-1), lr) if n_groups > 1 else lr
 
-# %% ../nbs/05_unfreezing.ipynb #45c65437
+# %% ../nbs/05_unfreezing.ipynb #3725575b
 class Stage(NamedTuple):
     "Some epochs of one cycle"
     freeze_to:int     # as in fastai: -1 the last group alone, 0 all
     epochs:int
     lr:object         # a number, or a slice from the first group's rate to the last one's
-    moms:tuple=(0.95, 0.85, 0.95)   # momentum at the start, at the top, at the end; fastai's `fit_one_cycle`
+    moms:tuple=None   # momentum at the start, at the top, at the end; default that of the learner, as in `fit_one_cycle`
     slanted:bool=False # the paper's triangle (section 3.2: `cut_frac` 0.1, `ratio` 32), and not fastai's cosines
 
 def classifier_stages(
@@ -64,12 +64,12 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #173edb32
+# %% ../nbs/05_unfreezing.ipynb #ee1da857
 def _scheds(stage, lr):
     "Learning rate and momentum as functions of the share of a stage that is done"
     lr_from,lr_to,cut,anneal = (lr/32, lr/32, .1, SchedLin) if stage.slanted else (lr/25, lr/1e5, .25, SchedCos)
     def up(a, b, c): return combine_scheds([cut, 1 - cut], [anneal(a, b), anneal(b, c)])
-    return dict(lr=up(lr_from, lr, lr_to), mom=up(*stage.moms))
+    return dict(lr=up(lr_from, lr, lr_to), **(dict(mom=up(*stage.moms)) if stage.moms else {}))
 
 def stage_lrs(
     stages:list, # of `Stage`
@@ -206,7 +206,7 @@ def check_stages(
         if any(o is None or not (math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
 
-# %% ../nbs/05_unfreezing.ipynb #4ae294ec
+# %% ../nbs/05_unfreezing.ipynb #b6bf9f10
 def _no_memory(shape, stage, e):
     bs = shape[0] if shape else 1
     how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
@@ -220,6 +220,7 @@ def fit_stages(
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
     "Freeze, fit one cycle, next; `ValueError` before any training if the schedule or the checkpoint does not fit"
     check_stages(learn, stages)
+    stages = [o._replace(moms=o.moms or learn.moms) for o in stages]
     if file and type(learn.opt) is not Optimizer: raise ValueError(f'opt_func gives a {type(learn.opt).__name__}, whose state a checkpoint does not hold: use one of fastai\'s own, or leave out file=')
     if file and (odd := [type(o).__name__ for o in learn.cbs if isinstance(o, TrackerCallback)]): raise ValueError(f'{odd} keep a memory that a checkpoint does not hold: leave them out, or file=')
     learn.dls.n_inp                                                       # fastai draws a batch to find it out: before the first seed, not after
