@@ -19,7 +19,7 @@ from ulmfit_tut import files
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts, mini_reviews_df
-from ulmfit_tut.encoder import load_encoder, load_model, save_encoder, save_model
+from ulmfit_tut.encoder import load_encoder, load_text_model, save_encoder, save_text_model
 from ulmfit_tut.files import load_weights, replacing, save_weights
 from ulmfit_tut.lm import lm_learner, pretrained_lm
 from ulmfit_tut.predict import generate, predict
@@ -60,7 +60,7 @@ def damage(n=2000):
     clas, kinds = toy(corpus), {}
     class Bad:
         def __reduce__(self): return os.system, (f'touch {ran}/ran',)
-    enc, whole = save_encoder(clas, ran/'enc.safetensors'), save_model(clas, ran/'clas.safetensors')
+    enc, whole = save_encoder(clas, ran/'enc.safetensors'), save_text_model(clas, ran/'clas.safetensors')
     before = {k: v.clone() for k, v in clas.model.state_dict().items()}
     def tried(kind, load, f):
         try: load(clas, f); how = 'accepted'
@@ -69,7 +69,7 @@ def damage(n=2000):
         same = all(torch.equal(before[k], v) for k, v in clas.model.state_dict().items())
         key = f'{kind}: {how if same else "CHANGED THE LEARNER"}'
         kinds[key] = kinds.get(key, 0) + 1
-    for f, load in ((enc, load_encoder), (whole, load_model)):
+    for f, load in ((enc, load_encoder), (whole, load_text_model)):
         good = f.read_bytes()
         end = 8 + int.from_bytes(good[:8], 'little')
         words = good.index(b'"vocab"')

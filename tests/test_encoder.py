@@ -6,7 +6,7 @@ from ulmfit_tut import files
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
-from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_model, save_encoder, save_model, to_fastai
+from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model, to_fastai
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
 from ulmfit_tut.tokens import get_tokenizer
@@ -44,9 +44,9 @@ def refused(load, learn, file, *has):
 def test_damaged_anywhere(corpus, vocab, enc, tmp_path):
     "A share of what bench/reliable.py does two thousand times"
     lm, clas = lm_of(corpus, vocab), clas_of(corpus, vocab)
-    whole = save_model(clas, tmp_path/'clas.safetensors')
+    whole = save_text_model(clas, tmp_path/'clas.safetensors')
     rng = np.random.default_rng(0)
-    for file, load in ((enc, load_encoder), (whole, load_model)):
+    for file, load in ((enc, load_encoder), (whole, load_text_model)):
         good = file.read_bytes()
         n = int.from_bytes(good[:8], 'little')
         meta = good.index(b'__metadata__')
@@ -58,7 +58,7 @@ def test_damaged_anywhere(corpus, vocab, enc, tmp_path):
                 refused(load, clas, file, file.name)
         file.write_bytes(good)
         load(clas, file)
-    refused(load_model, lm, whole, "kind 'classifier' / 'lm'")
+    refused(load_text_model, lm, whole, "kind 'classifier' / 'lm'")
 
 def test_pickle_in_disguise(corpus, vocab, tmp_path):
     class Bad:
@@ -85,11 +85,11 @@ def test_whole_but_wrong(corpus, vocab, enc, tmp_path, short):
                     (dict(weights={k: v for k, v in w.items() if 'rnns.1' not in k}), 'missing'), (dict(weights={**w, 'rnns.0.weight_hh_l0_raw': torch.zeros(4, 4)}), '(4, 4)')]:
         refused(load_encoder, clas, other(**kw), has)
     refused(load_encoder, clas, tmp_path/'nowhere.safetensors', 'No such file')
-    f = save_model(clas, tmp_path/'c.safetensors')
+    f = save_text_model(clas, tmp_path/'c.safetensors')
     w, meta = load_weights(f)
     for kw, has in [(dict(classes=['bad', 'good']), 'classes'), (dict(vocab=vocab[::-1]), 'vocab'), (dict(backwards=True), 'backwards')]:
-        refused(load_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, **kw}), has)
-    refused(load_model, lm_of(corpus, vocab), f, "kind 'classifier' / 'lm'")
+        refused(load_text_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, **kw}), has)
+    refused(load_text_model, lm_of(corpus, vocab), f, "kind 'classifier' / 'lm'")
     german = text_corpus(get_texts(short, split_col='part'), get_tokenizer('de'))
     refused(load_encoder, clas_of(german, vocab), enc, "'spaCy en' / 'spaCy de'")
     bare = clas_of(corpus, vocab)
@@ -102,7 +102,7 @@ def test_every_road_in(corpus, vocab, enc, tmp_path):
     "Encoder, language model and classifier files; into both kinds of learner, wrapped or not; fastai's own file and back"
     source, want = lm_of(corpus, vocab), None
     want = source.model[0].state_dict()
-    files_ = [enc, save_model(source, tmp_path/'lm.safetensors')]
+    files_ = [enc, save_text_model(source, tmp_path/'lm.safetensors')]
     for f in files_:
         for make in (lm_of, clas_of):
             learn = make(corpus, vocab)
@@ -146,15 +146,15 @@ def test_what_a_stock_learner_shows(short, corpus, vocab, enc, tmp_path):
     assert about(text_classifier_learner(back, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False))['backwards'] is True
     assert load_encoder(learn, enc, match_vocab=True)['unchecked'] == []
     blind = clas_of(corpus, vocab)
-    file = save_model(blind, tmp_path/'c.safetensors')
+    file = save_text_model(blind, tmp_path/'c.safetensors')
     w, meta = load_weights(file)
     save_weights(file, w, **{**meta, 'rules': None})
-    assert load_model(blind, file) == dict(unchecked=['rules'])
+    assert load_text_model(blind, file) == dict(unchecked=['rules'])
 
 def test_classifier_file_alone(corpus, vocab, tmp_path):
     "Built from the file alone, it says what the learner said; no text of training is in it"
     clas = clas_of(corpus, vocab)
-    f = save_model(clas, tmp_path/'c.safetensors')
+    f = save_text_model(clas, tmp_path/'c.safetensors')
     again = load_classifier(f, device='cpu')
     assert same(weights(clas), weights(again)) and list(again.dls.vocab[1]) == ['neg', 'pos']
     assert corpus.df.text[0][:40].encode() not in f.read_bytes() and str(corpus.path).encode() not in f.read_bytes()
@@ -175,7 +175,7 @@ def test_stock_classifier_in_a_file(short, tmp_path):
     for labels, kw, classes in [([i % 2 for i in range(len(df))], {}, ['0', '1']), ([['low', 'mid', 'high'][i % 3] for i in range(len(df))], dict(y_block=CategoryBlock(vocab=['low', 'mid', 'high'], sort=False)), ['low', 'mid', 'high'])]:
         dls = TextDataLoaders.from_df(df.assign(label=labels), text_col='text', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0, **kw)
         learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=8, max_len=16)
-        again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')
+        again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
         assert list(again.dls.vocab[1]) == classes and again.model[0].max_len == 16
         texts = df.text[:10].tolist() + ['a film '*50]
         assert np.abs(predict(learn, texts).iloc[:, 1:].to_numpy() - predict(again, texts).iloc[:, 1:].to_numpy()).max() < 1e-6

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts, mini_reviews_df, text_vocab
-from ulmfit_tut.encoder import save_model
+from ulmfit_tut.encoder import save_text_model
 from ulmfit_tut.predict import decode_tokens, generate, load_classifier, next_words, predict, predict_csv
 from ulmfit_tut.tokens import tokenize
 
@@ -87,13 +87,13 @@ def test_two_text_columns_and_several_labels(short, tmp_path):
     learn = classifier(get_texts(raw, text_col=['title', 'text'], label_col=['good', 'long'], split_col='part'))
     got = predict(learn, raw.head(5))
     assert list(got.columns) == ['label', 'good', 'long'] and (got.label == [';'.join(c for c in ('good', 'long') if r[c] > .5) for _, r in got.iterrows()]).all()
-    again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
     pd.testing.assert_frame_equal(got, predict(again, raw.head(5)))
     with pytest.raises(ValueError, match="'title'"): predict(again, raw[['text']])
 
 def test_backwards(df, texts, tmp_path):
     learn = classifier(df, backwards=True)
-    again = load_classifier(save_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
     for t in texts[:10]: assert np.abs(np.array(learn.predict(t)[2]) - predict(again, t).iloc[0, 1:].to_numpy(float)).max() < 1e-5
 
 def test_threads(df, texts):
@@ -116,7 +116,7 @@ def test_very_long_text(df):
 
 def test_command(df, texts, tmp_path):
     learn = classifier(df)
-    f = save_model(learn, tmp_path/'c.safetensors')
+    f = save_text_model(learn, tmp_path/'c.safetensors')
     some = [t for t in texts if '\0' not in t]
     pd.DataFrame(dict(id=range(len(some)), review=some)).to_csv(tmp_path/'in.csv', index=False)
     def cmd(*a): return subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from ulmfit_tut.cli import predict_main; predict_main()', *map(str, a)], capture_output=True, text=True)

@@ -8,7 +8,8 @@ from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import PadChunks, get_texts
 from ulmfit_tut.files import load_weights
-from ulmfit_tut.unfreeze import Stage, clean_exit, discriminative, fit_stages, lm_stages, paper_stages
+from ulmfit_tut.restore import clean_exit
+from ulmfit_tut.unfreeze import Stage, discriminative, fit_stages, lm_stages, paper_stages
 
 small = dict(emb_sz=8, n_hid=10, n_layers=3)
 stages = [Stage(-1, 1, 2e-2), Stage(-2, 2, discriminative(1e-2)), Stage(0, 2, discriminative(5e-3))]

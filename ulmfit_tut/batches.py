@@ -154,12 +154,11 @@ class LMLoader(_TextDL):
     @property
     def items(self): return L(range(len(self.lens))).map(lambda i: TensorText(torch.from_numpy(self.table[self.text(i)])))
 
-# %% ../nbs/api/batches.ipynb #b0654916
+# %% ../nbs/api/batches.ipynb #b4315b6b
 def pad_windows(
     ids:list, # arrays of ids
     seq_len:int, # tokens in a window
-    pad_idx:int=1,
-    width:int=1 # at least so many tokens wide
+    pad_idx:int=1, width:int=1 # what to pad with, and to at least how many tokens
 ) -> Tensor: # a row a text: whole windows of padding, the text, the rest of its last window
     "Pad so that no text sees how long its neighbours are"
     width = -(-max(width, *map(len, ids))//seq_len)*seq_len
@@ -207,7 +206,7 @@ class TextLoader(_TextDL):
         x = TensorText(pad_windows([self.table[self.text(i)] for i in b], self.seq_len, width=self.width))
         return (x,) if self.ys is None else (x, self.ys[b])
 
-# %% ../nbs/api/batches.ipynb #da8a94da
+# %% ../nbs/api/batches.ipynb #26d64a6d
 def text_tfms(
     corpus, tok, # where rows are looked up, `None` for none; tokenizer of new texts
     vocab:list, text_col:list, backwards:bool,
@@ -231,8 +230,7 @@ def text_dls(
     device=None # default fastai's
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
-    df,attrs = corpus.df,corpus.df.attrs
-    held = df.is_valid.to_numpy(bool) if valid is None else np.asarray(valid)
+    df,attrs,held = corpus.df,corpus.df.attrs,np.asarray(corpus.df.is_valid, bool) if valid is None else np.asarray(valid)
     if held.dtype != bool:
         if len(held) and not 0 <= held.min() <= held.max() < len(df): raise ValueError(f'valid={valid!r}: positions lie between 0 and {len(df) - 1}')
         held = np.isin(np.arange(len(df)), held)

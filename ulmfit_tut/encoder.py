@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['encoder_of', 'words_of', 'about', 'save_encoder', 'load_encoder', 'check_shapes', 'encoder_vocab', 'to_fastai',
-           'save_model', 'load_model']
+           'save_text_model', 'load_text_model']
 
 # %% ../nbs/04_encoder.ipynb #10927e4d
 import itertools, pickle
@@ -61,7 +61,7 @@ def save_encoder(
     weights = {k: v for k,v in encoder_of(learn).state_dict().items() if k != 'encoder_dp.emb.weight'}           # the same matrix as `encoder.weight`
     return save_weights(file, weights, kind='encoder', versions=_versions(), **about(learn))
 
-# %% ../nbs/04_encoder.ipynb #9ee1c08a
+# %% ../nbs/04_encoder.ipynb #d1042a65
 def _read(file, vocab):
     "Encoder weights of one of our files, or of fastai's with `vocab`, and what is known of them"
     file = Path(file)
@@ -92,7 +92,7 @@ def _compare(file, meta, mine, keys, match_vocab=False):
     if meta['vocab'] != mine['vocab'] and not match_vocab:
         diff = [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(itertools.zip_longest(meta['vocab'], mine['vocab'])) if a != b]
         raise ValueError(f'{len(diff)} words of {file} ({len(meta["vocab"])} words) and of the learner ({len(mine["vocab"])} words) differ, file / learner: '
-                         f'{", ".join(diff[:3])} ...: build the DataLoaders with vocab=encoder_vocab(file), or, for an encoder, take the {len(set(meta["vocab"]) & set(mine["vocab"]))} words that both have by match_vocab=True')
+                         f'{", ".join(diff[:3])} ...: build the DataLoaders with vocab=encoder_vocab(file), or load an encoder with match_vocab=True, which takes the {len(set(meta["vocab"]) & set(mine["vocab"]))} words that both have')
     return unchecked
 
 def load_encoder(
@@ -140,12 +140,12 @@ def to_fastai(
     with replacing(itos) as tmp: tmp.write_bytes(pickle.dumps(meta['vocab']))
     return to,itos
 
-# %% ../nbs/04_encoder.ipynb #8fbbb834
+# %% ../nbs/04_encoder.ipynb #77a425a5
 def _classes(learn):
     v = learn.dls.vocab
     return None if isinstance(v[0], str) else list(map(str, v[1]))
 
-def save_model(
+def save_text_model(
     learn:Learner, # fastai text learner
     file:Path, # `.safetensors` file to write
     **meta # what else belongs to it
@@ -160,9 +160,9 @@ def save_model(
     if classes: meta = dict(seq_len=get_model(learn.model)[0].bptt, max_len=get_model(learn.model)[0].max_len, thresh=getattr(learn.loss_func, 'thresh', .5), **meta)
     return save_weights(file, weights, **{**about(learn), 'versions': _versions(), 'kind': 'lm' if classes is None else 'classifier', 'classes': classes, 'several': several, 'text_col': cols[0] if cols else None, **meta})
 
-def load_model(
+def load_text_model(
     learn:Learner, # of the kind that was saved
-    file:Path # file that `save_model` wrote
+    file:Path # file that `save_text_model` wrote
 ) -> dict: # `unchecked`: what one side does not show
     "Load a whole model; `ValueError`, and nothing changed, if anything differs"
     (weights,meta),classes = load_weights(file, ('kind', 'arch', 'vocab', 'config')),_classes(learn)

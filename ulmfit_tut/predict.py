@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_words', 'generate']
 
-# %% ../nbs/07_predict.ipynb #8f6cb431
+# %% ../nbs/07_predict.ipynb #4d584186
 import codecs, functools, threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastai.text.all import *
 from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
 from .data import join_fields
-from .encoder import about, load_model, words_of
+from .encoder import about, load_text_model, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
@@ -80,9 +80,9 @@ def predict(
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=index)], axis=1)
 
-# %% ../nbs/07_predict.ipynb #7fd25669
+# %% ../nbs/07_predict.ipynb #77ffd4df
 def load_classifier(
-    file:Path, # classifier that `save_model` or `ulmfit` wrote
+    file:Path, # classifier that `save_text_model` or `ulmfit` wrote
     tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
     device=None # default fastai's
 ) -> Learner: # stock text classifier that holds no texts
@@ -101,7 +101,7 @@ def load_classifier(
     dls = ds.dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
     learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False, seq_len=seq_len, n_out=len(classes), max_len=meta.get('max_len', 1440),
                                     loss_func=BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat())
-    load_model(learn, file)
+    load_text_model(learn, file)
     return learn
 
 # %% ../nbs/07_predict.ipynb #ba0f2e0a

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['classifier_learner', 'ulmfit']
 
-# %% ../nbs/06_ulmfit.ipynb #7258e428
+# %% ../nbs/06_ulmfit.ipynb #e3665725
 import contextlib, hashlib, json, platform, shutil
 from importlib.metadata import version
 import numpy as np, pandas as pd, torch
@@ -14,7 +14,7 @@ from .compare import majority, tfidf
 from .batches import text_dls
 from .corpus import text_corpus
 from .data import get_texts
-from .encoder import load_encoder, save_encoder, save_model
+from .encoder import load_encoder, save_encoder, save_text_model
 from .lm import lm_learner, pretrained_lm
 from .predict import predict
 from .report import report
@@ -79,7 +79,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #93430d17
+# %% ../nbs/06_ulmfit.ipynb #16bd1070
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -137,7 +137,7 @@ def ulmfit(
     for t,f in dict(data=data_table(corpus, vocab), history=hist, metrics=stages, lrs=lrs, predictions=frame, comparison=table, timings=secs).items(): write_csv(f, out/f'{t}.csv')
     if (state/'encoder.safetensors').exists(): shutil.copyfile(state/'encoder.safetensors', out/'encoder.safetensors')
     else: save_encoder(learn, out/'encoder.safetensors')
-    save_model(learn, out/'classifier.safetensors')
+    save_text_model(learn, out/'classifier.safetensors')
     write_json(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
     report(out)
     shutil.rmtree(out/'state')

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['discriminative', 'Stage', 'classifier_stages', 'paper_stages', 'lm_stages', 'stage_table', 'stage_lrs', 'plot_lrs',
-           'clean_exit', 'check_stages', 'fit_stages']
+           'check_stages', 'fit_stages']
 
-# %% ../nbs/05_unfreezing.ipynb #d5d6d089
+# %% ../nbs/05_unfreezing.ipynb #feb8806b
 import glob, hashlib, itertools, math, random, time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .files import load_weights, save_weights
+from .restore import clean_exit, clone_all, learner_state, learner_weights, set_learner_state
 
 # %% ../nbs/05_unfreezing.ipynb #d19a578f
 def discriminative(
@@ -99,7 +99,7 @@ def plot_lrs(
     ax.legend(frameon=False, fontsize=8, ncol=5, loc='lower center', bbox_to_anchor=(0.5, 1))
     return ax
 
-# %% ../nbs/05_unfreezing.ipynb #d4fa7ced
+# %% ../nbs/05_unfreezing.ipynb #8411c6ab
 class _Cycle(ParamScheduler):
     "A stage's rates, counted from its first epoch even where the run goes on later"
     def __init__(self, stage, lr, done): super().__init__(_scheds(stage, lr)); self.done,self.of = done,stage.epochs
@@ -141,44 +141,7 @@ class _Epochs(Callback):
         try: self.after(self.done + self.epoch + 1, {**row, 'steps': self.steps, 'seconds': time.time() - self.t})
         except Exception as e: self.stop(e)
 
-@contextmanager
-def clean_exit(
-    learn:Learner, # any fastai learner
-    keep:bool=True # give weights and optimizer back as they were; else leave them as the exception found them
-):
-    "Whatever stops the block, Ctrl-C too, leaves a learner that can be used: no autocast, no stale gradients, weights whole"
-    (old,numbers),opt = _state(learn) if keep else (None, None),learn.opt
-    if keep: old = _clone(old)
-    try: yield
-    except BaseException:
-        cast = next((getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision)), None)
-        if cast and torch.is_autocast_enabled(cast.device): cast.__exit__(None, None, None)
-        if keep: learn.opt = opt; _set_state(learn, old, numbers)
-        if learn.opt is not None: learn.opt.zero_grad()
-        learn._end_cleanup(); learn.loss_grad = None                                               # else the batch and its graph stay in memory
-        getattr(learn.model, 'reset', noop)()
-        raise
-
-# %% ../nbs/05_unfreezing.ipynb #10269fd6
-def _weights(learn): return {f'model.{k}': v.detach() for k,v in itertools.chain(learn.model.named_parameters(), learn.model.named_buffers())}
-
-def _state(learn):
-    "Weights and buffers, and the optimizer's state as tensors and as numbers"
-    opt = learn.opt.state_dict()['state'] if type(learn.opt) is Optimizer else []
-    tensors = {f'opt.{i}.{k}': v for i,o in enumerate(opt) for k,v in o.items() if isinstance(v, Tensor)}
-    return {**_weights(learn), **tensors},[{k: v for k,v in o.items() if not isinstance(v, Tensor)} for o in opt]
-
-def _clone(tensors): return {k: v.clone() for k,v in tensors.items()}
-
-def _set_state(learn, tensors, numbers=None):
-    with torch.no_grad():
-        for k,v in _weights(learn).items(): v.copy_(tensors[k])
-    if numbers is None or type(learn.opt) is not Optimizer: return
-    params,state = learn.opt.all_params().itemgot(0),[dict(o) for o in numbers]
-    for k,v in tensors.items():
-        if k.startswith('opt.'): _,i,name = k.split('.', 2); state[int(i)][name] = v.to(params[int(i)].device)
-    learn.opt.load_state_dict(dict(state=state, hypers=learn.opt.hypers))
-
+# %% ../nbs/05_unfreezing.ipynb #06b9f245
 def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
@@ -206,7 +169,7 @@ def check_stages(
         if any(o is None or not (math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
 
-# %% ../nbs/05_unfreezing.ipynb #b6bf9f10
+# %% ../nbs/05_unfreezing.ipynb #1bcc2c5d
 def _no_memory(shape, stage, e):
     bs = shape[0] if shape else 1
     how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
@@ -230,15 +193,15 @@ def fit_stages(
         if diff := [f'{k} {meta["plan"][k]} / {plan[k]}' for k in plan if meta['plan'].get(k) != plan[k]]:
             raise ValueError(f'{file} belongs to another run, checkpoint / now: {"; ".join(diff)}: repeat that run, or give another file')
         hist,at = list(map(dict, meta['history'])),tuple(meta['at'])
-        _set_state(learn, saved)
+        set_learner_state(learn, saved)
     for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.*.tmp') if file else []: o.unlink()                 # what a killed run was writing
-    last = _clone(_weights(learn))
+    last = clone_all(learner_weights(learn))
     def after(i, e, row):
         nonlocal last
         hist.append({**row, 'stage': i+1, 'freeze_to': stages[i].freeze_to})
-        last = _clone(_weights(learn))
+        last = clone_all(learner_weights(learn))
         if not file: return
-        (tensors,numbers),scaler,smooth = _state(learn),getattr(learn, 'scaler', None),learn.recorder.smooth_loss
+        (tensors,numbers),scaler,smooth = learner_state(learn),getattr(learn, 'scaler', None),learn.recorder.smooth_loss
         extra = scaler.state_dict() if scaler else None,(smooth.count, float(smooth.val))
         save_weights(file, tensors, plan=plan, history=[list(o.items()) for o in hist], at=(i, e), numbers=numbers, extra=extra)
     for i,s in list(enumerate(stages))[at[0]:]:
@@ -246,7 +209,7 @@ def fit_stages(
         for p in learn.model.parameters(): p.grad = None                  # a group frozen again would still decay with its old gradient
         done = at[1] if i == at[0] else 0
         if done == s.epochs: continue
-        if done: _set_state(learn, saved, meta['numbers']); saved = None  # after `freeze_to`, which clears the optimizer's state
+        if done: set_learner_state(learn, saved, meta['numbers']); saved = None  # after `freeze_to`, which clears the optimizer's state
         learn.opt.set_hyper('lr', s.lr if isinstance(s.lr, slice) else float(s.lr))
         cbs = [_Cycle(s, np.array([h['lr'] for h in learn.opt.hypers]), done), _Epochs((int(seed), i), done, partial(after, i), meta['extra'] if done else (None, (0, 0.)))]
         try:
@@ -254,7 +217,7 @@ def fit_stages(
                 learn.fit(s.epochs - done, cbs=cbs)
                 if cbs[1].problem: raise cbs[1].problem
         except BaseException as e:
-            _set_state(learn, last)                                           # the last good epoch
+            set_learner_state(learn, last)                                           # the last good epoch
             if isinstance(e, RuntimeError) and 'out of memory' in str(e).lower(): raise _no_memory(getattr(cbs[1], 'shape', ()), i, e) from None
             raise
     return pd.DataFrame(hist),stage_lrs(stages, len(learn.opt.param_lists), [o['steps'] for o in hist])
