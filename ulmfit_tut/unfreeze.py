@@ -64,7 +64,7 @@ def stage_table(
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #ee1da857
+# %% ../nbs/05_unfreezing.ipynb #0f2ffb87
 def _scheds(stage, lr):
     "Learning rate and momentum as functions of the share of a stage that is done"
     lr_from,lr_to,cut,anneal = (lr/32, lr/32, .1, SchedLin) if stage.slanted else (lr/25, lr/1e5, .25, SchedCos)
@@ -92,7 +92,7 @@ def plot_lrs(
     "Learning rate of each group over the steps; a line begins where its group wakes"
     if ax is None: _,ax = plt.subplots(figsize=(7, 3.2), facecolor='white')
     groups = [o for o in lrs.columns if o.startswith('g')]
-    for i,(g,ls) in enumerate(zip(groups, itertools.cycle(['-', '--', '-.', ':', (0, (1, 1))]))):
+    for i,(g,ls) in enumerate(zip(groups, itertools.cycle(['--', '-.', ':', (0, (6, 1, 1, 1, 1, 1)), '-']))):
         ax.plot(np.arange(len(lrs)), lrs[g].where(lrs[g] > 0), ls=ls, color=f'C{i}', label=names[i] if names else f'group {i}')
     for o in np.flatnonzero(lrs.stage.diff() > 0): ax.axvline(o, color='0.8', lw=1, zorder=0)
     ax.set(yscale='log', xlabel='step', ylabel='learning rate')
