@@ -185,3 +185,21 @@ def test_other_pth_files(corpus, vocab, tmp_path):
     for o in ([1], torch.ones(2), {'a': 1}, {1: torch.ones(2)}, {}):
         torch.save(o, tmp_path/'o.pth')
         refused(lambda l, f: load_encoder(l, f, vocab=vocab), clas, tmp_path/'o.pth', 'something else than weights')
+
+def test_what_an_expert_tried(corpus, vocab, enc, tmp_path):
+    "A file name that says nothing, files of `learn.save`, other windows, a learner of another kind"
+    clas = clas_of(corpus, vocab, path=tmp_path)
+    with pytest.raises(ValueError, match='ends in .safetensors'): save_encoder(clas, tmp_path/'enc.pth')
+    assert not (tmp_path/'enc.pth').exists()
+    clas.create_opt(); clas.opt.hypers[0]['lr'] = np.float64(.1)                                          # a schedule leaves numbers of numpy's
+    clas.save('with'); clas.save('without', with_opt=False)
+    refused(lambda l, f: load_encoder(l, f, vocab=vocab), clas, tmp_path/'models/with.pth', 'with_opt=False')
+    other = clas_of(corpus, vocab)
+    for p in other.model.parameters(): p.data.zero_()
+    load_encoder(other, tmp_path/'models/without.pth', vocab=vocab)
+    assert same(encoder_of(other).state_dict(), encoder_of(clas).state_dict())
+    f = save_text_model(clas, tmp_path/'c.safetensors')
+    w, meta = load_weights(f)
+    refused(load_text_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, 'seq_len': 20}), 'seq_len 20 / 8')
+    clas.dls.vocab = clas.dls.vocab[0]                                                                     # as a regression learner has it
+    with pytest.raises(ValueError, match='has no classes'): save_text_model(clas, tmp_path/'r.safetensors')

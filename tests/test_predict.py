@@ -81,6 +81,12 @@ def test_order_index_and_kinds(df):
     for bad, kind, has in [(['a', None], TypeError, r'\[1\]'), ([3], TypeError, r'\[0\]'), (pd.DataFrame(dict(a=['b'])), ValueError, 'no single column')]:
         with pytest.raises(kind, match=has): predict(learn, bad)
 
+def test_a_class_called_label(short):
+    learn = classifier(get_texts(short.assign(label=short.label.replace({'pos': 'label'})), split_col='part'))
+    got = predict(learn, ['A fine film'])
+    assert list(got.columns) == ['label', 'label_', 'neg'] and abs(got.label_[0] + got.neg[0] - 1) < 1e-5
+    with pytest.raises(ValueError, match='bs=0'): predict(learn, ['a'], bs=0)
+
 def test_two_text_columns_and_several_labels(short, tmp_path):
     "The columns of training are those of prediction; fastai reads another column without a word (pains: D7)"
     raw = short[short.part.ne('unsup')].assign(title=short.text.str[:9], good=short.label.eq('pos').astype(int), long=(short.text.str.len() > 60).astype(int))

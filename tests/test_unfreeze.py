@@ -272,3 +272,25 @@ def test_a_stage_is_one_cycle_of_fastais():
     with stock.no_bar(), stock.no_logging():
         for f, n, lr in [(-1, 2, 2e-2), (-2, 1, discriminative(1e-2, 4)), (0, 2, 5e-3)]: stock.freeze_to(f); stock.fit_one_cycle(n, lr)
     assert same(weights(ours), weights(stock))
+
+def test_a_stage_that_a_callback_ends(corpus):
+    "The table of rates has the steps that were made"
+    from fastai.callback.tracker import EarlyStoppingCallback
+    learn, used = learner(corpus, 'classifier'), Rates()
+    with learn.added_cbs([used, EarlyStoppingCallback(patience=1, min_delta=10)]): hist, lrs = fit_stages(learn, [Stage(-1, 4, 1e-2), Stage(0, 3, 1e-3)])
+    assert hist.stage.tolist() == [1, 1, 2, 2] and lrs.drop(columns='stage').to_numpy() == pytest.approx(np.array(used.rows), abs=1e-15)
+    assert lrs.stage.value_counts().to_dict() == {1: len(lrs)//2, 2: len(lrs)//2}
+
+def test_clean_exit_gives_back_what_was_frozen(corpus):
+    learn = learner(corpus, 'classifier')
+    learn.freeze_to(-2)
+    before, awake = [dict(o) for o in learn.opt.hypers], [p.requires_grad for p in learn.model.parameters()]
+    with pytest.raises(KeyError), clean_exit(learn):
+        learn.unfreeze(); learn.opt.set_hyper('lr', 7.)
+        raise KeyError
+    assert [dict(o) for o in learn.opt.hypers] == before and [p.requires_grad for p in learn.model.parameters()] == awake and learn.opt.frozen_idx == 3
+
+@pytest.mark.parametrize('plan,has', [(Stage(0, 1, .1), 'no list of Stage'), ([(0, 1, .1)], 'no list of Stage'), ([Stage(0, 1, slice(1e-2))], 'both ends'), ([Stage(0, 1.5, .1)], 'whole number'),
+                                      ([Stage(-1., 1, .1)], 'freeze_to'), ([Stage(0, 1, [.1, .2])], 'a number above 0'), ([Stage(0, 1, .1, (.8, .7))], 'three numbers')])
+def test_bad_stages(corpus, plan, has):
+    with pytest.raises(ValueError, match=has): fit_stages(learner(corpus, 'classifier'), plan)

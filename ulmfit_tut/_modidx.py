@@ -161,6 +161,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_tut.encoder.load_text_model': ('encoder.html#load_text_model', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.save_encoder': ('encoder.html#save_encoder', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.save_text_model': ('encoder.html#save_text_model', 'ulmfit_tut/encoder.py'),
+                                    'ulmfit_tut.encoder.text_columns': ('encoder.html#text_columns', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.to_fastai': ('encoder.html#to_fastai', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.words_of': ('encoder.html#words_of', 'ulmfit_tut/encoder.py')},
             'ulmfit_tut.files': { 'ulmfit_tut.files._checked': ('api/files.html#_checked', 'ulmfit_tut/files.py'),

@@ -14,7 +14,7 @@ from .corpus import TextCorpus
 from .data import join_fields
 from .tokens import encode_texts
 
-# %% ../nbs/api/batches.ipynb #ce8ec0aa
+# %% ../nbs/api/batches.ipynb #2c178f5b
 class _Known(dict):
     def __missing__(self, k): return 0
 
@@ -22,7 +22,7 @@ def known_words(
     vocab:list # tokens; the first two are `xxunk` and `xxpad`
 ) -> Numericalize: # fastai's, with another look-up
     "`Numericalize` that leaves unknown tokens unknown, and a literal `xxpad` too"
-    if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {list(vocab[:2])}, not {[UNK, PAD]}: fastai pads with number 1, and number 0 is unknown')
+    if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {str(list(vocab[:2]))[:60]}, not {[UNK, PAD]}: fastai pads with number 1, and number 0 is unknown. A learner\'s is words_of(learn)')
     num = Numericalize(list(vocab))
     num.o2i = _Known({t: i for i,t in reversed(list(enumerate(vocab))) if t not in (PAD, 'xxfake')})
     return num
@@ -154,10 +154,9 @@ class LMLoader(_TextDL):
     @property
     def items(self): return L(range(len(self.lens))).map(lambda i: TensorText(torch.from_numpy(self.table[self.text(i)])))
 
-# %% ../nbs/api/batches.ipynb #b4315b6b
+# %% ../nbs/api/batches.ipynb #d4ff0938
 def pad_windows(
-    ids:list, # arrays of ids
-    seq_len:int, # tokens in a window
+    ids:list, seq_len:int, # arrays of ids, and tokens in a window
     pad_idx:int=1, width:int=1 # what to pad with, and to at least how many tokens
 ) -> Tensor: # a row a text: whole windows of padding, the text, the rest of its last window
     "Pad so that no text sees how long its neighbours are"
@@ -206,7 +205,7 @@ class TextLoader(_TextDL):
         x = TensorText(pad_windows([self.table[self.text(i)] for i in b], self.seq_len, width=self.width))
         return (x,) if self.ys is None else (x, self.ys[b])
 
-# %% ../nbs/api/batches.ipynb #26d64a6d
+# %% ../nbs/api/batches.ipynb #283dc35d
 def text_tfms(
     corpus, tok, # where rows are looked up, `None` for none; tokenizer of new texts
     vocab:list, text_col:list, backwards:bool,
@@ -230,6 +229,7 @@ def text_dls(
     device=None # default fastai's
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
+    if min(bs, seq_len) < 1: raise ValueError(f'bs={bs}, seq_len={seq_len}: both are at least 1')
     df,attrs,held = corpus.df,corpus.df.attrs,np.asarray(corpus.df.is_valid, bool) if valid is None else np.asarray(valid)
     if held.dtype != bool:
         if len(held) and not 0 <= held.min() <= held.max() < len(df): raise ValueError(f'valid={valid!r}: positions lie between 0 and {len(df) - 1}')

@@ -89,7 +89,7 @@ def _like(d, n, key):
     try: meta = json.loads((d/'meta.json').read_text()); return meta['texts'] == n and {**meta['key'], 'content': ''} == {**key, 'content': ''}
     except (OSError, ValueError, KeyError, TypeError): return True
 
-# %% ../nbs/api/corpus.ipynb #28242e77
+# %% ../nbs/api/corpus.ipynb #d9d02639
 _format = 2
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
@@ -134,6 +134,7 @@ def text_corpus(
     n_workers:int=None, progress:bool=None, encoding:str='utf8' # as in `encode_texts`
 ) -> TextCorpus:
     "Tokenize texts, or open what was tokenized before; `OSError` where `cache` cannot be written"
+    if not isinstance(df, pd.DataFrame): raise TypeError(f'{df!r:.60} is no table: text_corpus(get_texts(...)) is the way')
     tok,cache = tok or get_tokenizer(),corpora_path(cache)
     try: cache.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{cache} cannot be made ({e.strerror}): choose another folder by cache=...') from e

@@ -111,7 +111,7 @@ def _check(df, name):
     if odd: raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df.reset_index(drop=True)
 
-# %% ../nbs/02_data.ipynb #945c315f
+# %% ../nbs/02_data.ipynb #bda43355
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
 
 def _some(idx): return f'{idx[:5]}' + (f' and {len(idx)-5} more' if len(idx) > 5 else '')
@@ -134,11 +134,11 @@ def texts_from_df(
     text_cols,label_cols = listify(text_col),listify(label_col)
     for c in (*text_cols, *label_cols, *listify(split_col)):
         n = list(df.columns).count(c)
-        if n != 1: raise ValueError(f'{name} has {n} columns named {c!r}; its columns are {list(df.columns)}')
+        if n != 1: raise ValueError(f'{name} has {n} columns named {c!r}; its columns are {list(df.columns)}: name the right ones by text_col=, label_col=, split_col=')
     df = df.reset_index(drop=True)
     for c in text_cols:
         if (bad := ~df[c].map(lambda o: isinstance(o, str) and bool(o.strip()))).any():
-            raise ValueError(f'{name}: {c!r} is empty or no text in rows {_some(np.flatnonzero(bad).tolist())}')
+            raise ValueError(f'{name}: {c!r} is empty or no text in rows {_some(np.flatnonzero(bad).tolist())}, counted from 0: fill or drop them')
     res = pd.DataFrame({'text': join_fields(df, text_cols)})
     if len(label_cols) == 1:
         label = df[label_cols[0]].convert_dtypes().astype(object)              # 0.0 is the class 0 where some labels are missing
@@ -151,6 +151,8 @@ def texts_from_df(
     empty = res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup')
     for bad,what in [(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False'), (empty, f'{label_col!r} is empty')]:
         if bad.any(): raise ValueError(f'{name}: {what} in rows {_some(np.flatnonzero(bad).tolist())}')
+    if not split_col and len(label_cols) == 1 and (few := res.label.value_counts()).min() < 3:
+        raise ValueError(f'{name} has {few.min()} texts of class {few.idxmin()!r}: three are the least, to train, to validate and to test; give it more, or leave the class out')
     if not split_col: res['part'] = np.where(_cut(res, test_pct, seed), 'test', 'train')
     return _check(res, name)
 

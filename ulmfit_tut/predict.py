@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_words', 'generate']
 
-# %% ../nbs/07_predict.ipynb #4d584186
+# %% ../nbs/07_predict.ipynb #84d65a79
 import codecs, functools, threading
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
-from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
+from .batches import TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
 from .data import join_fields
-from .encoder import about, load_text_model, words_of
+from .encoder import about, load_text_model, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #1f89ed58
+# %% ../nbs/07_predict.ipynb #ef45eadc
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -50,8 +50,7 @@ def _ids(learn, texts):
 def _texts(learn, texts, text_col):
     if isinstance(texts, str): texts = [texts]
     if not isinstance(texts, pd.DataFrame): return list(texts)
-    row = next((f for f in learn.dls.train_ds.tls[0].tfms.fs if isinstance(f, CorpusText)), None)
-    cols = listify(text_col) or (row.cols if row else ['text'])
+    cols = listify(text_col) or text_columns(learn) or ['text']
     if gone := [c for c in cols if list(texts.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(texts.columns)}: name it by text_col=')
     return list(join_fields(texts, cols))
 
@@ -64,6 +63,7 @@ def predict(
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     index = texts.index if isinstance(texts, (pd.Series, pd.DataFrame)) else None
     if not hasattr(learn.dls, 'vocab') or isinstance(learn.dls.vocab[0], str): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
+    if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
     texts,classes,loss = _texts(learn, texts, text_col),list(map(str, learn.dls.vocab[1])),learn.loss_func
     several = isinstance(loss, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
     if bad := [i for i,o in enumerate(texts) if not isinstance(o, str)][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(texts[i]).__name__ for i in bad]}: leave them out, or write them as text')
@@ -80,15 +80,16 @@ def predict(
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=index)], axis=1)
 
-# %% ../nbs/07_predict.ipynb #77ffd4df
+# %% ../nbs/07_predict.ipynb #3707ca6d
 def load_classifier(
-    file:Path, # classifier that `save_text_model` or `ulmfit` wrote
+    file:Path, # classifier that `save_text_model` or `ulmfit` wrote, or the run folder of `ulmfit`
     tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
     device=None # default fastai's
 ) -> Learner: # stock text classifier that holds no texts
     "A classifier ready for `predict`; `ValueError` for a file of another kind. Nothing in the file is run"
+    if Path(file).is_dir(): file = Path(file)/'classifier.safetensors'
     meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))[1]
-    if meta['kind'] != 'classifier' or meta['arch'] != 'AWD_LSTM': raise ValueError(f'{file} holds a {meta["kind"]} of kind {meta["arch"]}, and no AWD_LSTM classifier')
+    if meta['kind'] != 'classifier' or meta['arch'] != 'AWD_LSTM': raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta["kind"]}, {meta["arch"]}')
     if tok is None:
         if not str(meta['tokenizer']).startswith('spaCy ') or not isinstance(meta['rules'], str): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
         tok = get_tokenizer(meta['tokenizer'][6:], meta['rules'])

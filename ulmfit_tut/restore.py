@@ -10,10 +10,8 @@ import itertools
 from contextlib import contextmanager
 from fastai.text.all import *
 
-# %% ../nbs/api/restore.ipynb #a17fb2cc
-def learner_weights(
-    learn:Learner
-) -> dict: # name -> tensor, `model.` before each name; no copies
+# %% ../nbs/api/restore.ipynb #a08adf6a
+def learner_weights(learn:Learner) -> dict: # name -> tensor, `model.` before each name; no copies
     "Parameters and buffers"
     return {f'model.{k}': v.detach() for k,v in itertools.chain(learn.model.named_parameters(), learn.model.named_buffers())}
 
@@ -40,20 +38,23 @@ def set_learner_state(
         if k.startswith('opt.'): _,i,name = k.split('.', 2); state[int(i)][name] = v.to(params[int(i)].device)
     learn.opt.load_state_dict(dict(state=state, hypers=learn.opt.hypers))
 
-# %% ../nbs/api/restore.ipynb #f93a7a9e
+# %% ../nbs/api/restore.ipynb #ac7d0e7d
 @contextmanager
 def clean_exit(
     learn:Learner, # any fastai learner
-    keep:bool=True # give weights and optimizer back as they were; else leave them as the exception found them
+    keep:bool=True # give weights, optimizer and what was frozen back as they were; else leave them as the exception found them
 ):
     "Whatever stops the block, Ctrl-C too, leaves a learner that can be used: no autocast, no stale gradients, weights whole"
     (old,numbers),opt = learner_state(learn) if keep else (None, None),learn.opt
     if keep: old = clone_all(old)
+    hypers,frozen = ([dict(o) for o in opt.hypers], opt.frozen_idx) if type(opt) is Optimizer else (None, None)
     try: yield
     except BaseException:
         cast = next((getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision)), None)
         if cast and torch.is_autocast_enabled(cast.device): cast.__exit__(None, None, None)
-        if keep: learn.opt = opt; set_learner_state(learn, old, numbers)
+        if keep:
+            learn.opt = opt; set_learner_state(learn, old, numbers)
+            if hypers: opt.freeze_to(frozen); [a.update(b) for a,b in zip(opt.hypers, hypers)]
         if learn.opt is not None: learn.opt.zero_grad()
         learn._end_cleanup(); learn.loss_grad = None                                               # else the batch and its graph stay in memory
         getattr(learn.model, 'reset', noop)()

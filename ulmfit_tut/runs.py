@@ -14,12 +14,10 @@ from .compare import wilson
 from .files import replacing
 from .lm import pretrained_names
 
-# %% ../nbs/api/runs.ipynb #d954d4cc
+# %% ../nbs/api/runs.ipynb #e0c4f4eb
 arms = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='{}, no LM fine-tuning')
 
-def check_settings(
-    c:dict # arguments of `ulmfit` by name
-):
+def check_settings(c:dict): # arguments of `ulmfit` by name
     "`ValueError` that names the setting, its value and what is allowed"
     def must(ok, k, what):
         if not ok: raise ValueError(f'{k}={c[k]!r}: {what}')
@@ -38,7 +36,7 @@ def check_settings(
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
     must(0 < c['valid_pct'] < 1, 'valid_pct', 'use a share between 0 and 1')
 
-# %% ../nbs/api/runs.ipynb #6f158ecf
+# %% ../nbs/api/runs.ipynb #1900977c
 def unfinished(
     out:Path, # run folder
     config:dict # settings and data of the run that wants it
@@ -53,22 +51,17 @@ def unfinished(
     if diff: raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
     return True
 
-def write_csv(
-    df:pd.DataFrame, file:Path
-):
+def write_csv(df:pd.DataFrame, file:Path):
     "A table, all or nothing; text is quoted, so that a lone `\\r` in it does not end a row"
     with replacing(file) as tmp: df.to_csv(tmp, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
-def write_json(
-    obj, file:Path
-):
+def write_json(obj, file:Path):
     "Anything that JSON can hold, all or nothing"
     with replacing(file) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf8')
 
-# %% ../nbs/api/runs.ipynb #0d14ed3b
+# %% ../nbs/api/runs.ipynb #85bffc34
 def data_table(
-    corpus, # `TextCorpus`
-    vocab:list
+    corpus, vocab:list # `TextCorpus`, words
 ) -> pd.DataFrame: # a row per part and label: texts, tokens, and the share of them that is not in `vocab`
     "What went in"
     known,df,rows = set(vocab),corpus.df,[]
@@ -106,7 +99,7 @@ def comparison(
         rows.append(dict(arm=name, starts_from=start, accuracy=right/len(truth), **_interval(right, len(truth)), n=len(truth)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/api/runs.ipynb #be392b44
+# %% ../nbs/api/runs.ipynb #ca8eb032
 def seconds_a_token(
     config:dict, # sizes of the network
     vocab_sz:int, bs:int, seq_len:int,
@@ -141,6 +134,7 @@ def say_plan(
     secs = lm*sum(c['lm_epochs'])*a + clas*sum(c['epochs'])*b*(1 + sum(o in c['compare'] for o in ('scratch', 'direct')))
     parts = ', '.join(f'{n:,} {p}' for p,n in df.part.value_counts().items())
     print(f'{len(df):,} texts ({parts}); {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {c["pretrained"]}')
+    print(f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}')
     print(f'{sum(c["lm_epochs"])} language model epochs of {lm:,} tokens, {sum(c["epochs"])} classifier epochs, on {c["device"]}: '
           f'{"what is left of " if goes_on else ""}about {1.2*secs/60 + 0.2:.1f} minutes. Everything goes to {out}')
 

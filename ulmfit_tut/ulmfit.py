@@ -79,7 +79,7 @@ def _others(c):
     return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
             if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
 
-# %% ../nbs/06_ulmfit.ipynb #16bd1070
+# %% ../nbs/06_ulmfit.ipynb #c187f8b0
 def ulmfit(
     source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -143,4 +143,5 @@ def ulmfit(
     shutil.rmtree(out/'state')
     res = stages.merge(secs, on=['phase', 'stage'])
     print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:\n{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
+    if (other := table.iloc[:-1]).accuracy.max() > table.accuracy.iloc[-1]: print(f'On these texts "{other.arm[other.accuracy.idxmax()]}" is ahead: use it, label more, or let the language model read more')
     return res

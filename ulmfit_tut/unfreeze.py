@@ -6,8 +6,9 @@
 __all__ = ['discriminative', 'Stage', 'classifier_stages', 'paper_stages', 'lm_stages', 'stage_table', 'stage_lrs', 'plot_lrs',
            'check_stages', 'fit_stages']
 
-# %% ../nbs/05_unfreezing.ipynb #feb8806b
+# %% ../nbs/05_unfreezing.ipynb #686c7140
 import glob, hashlib, itertools, math, random, time
+from numbers import Number
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -24,7 +25,7 @@ def discriminative(
     "A learning rate for each group, each `ratio` below the next (Howard & Ruder 2018, section 3.2)"
     return slice(lr/ratio**(n_groups-1), lr) if n_groups > 1 else lr
 
-# %% ../nbs/05_unfreezing.ipynb #3725575b
+# %% ../nbs/05_unfreezing.ipynb #0ad9b1d2
 class Stage(NamedTuple):
     "Some epochs of one cycle"
     freeze_to:int     # as in fastai: -1 the last group alone, 0 all
@@ -57,9 +58,7 @@ def lm_stages(
     "The schedule of a language model: word rows and decoder first, then everything"
     return [Stage(f, e, lr) for f,e,lr in zip((-1, 0), epochs, lrs) if e]
 
-def stage_table(
-    stages:list # of `Stage`
-) -> pd.DataFrame: # a row a stage
+def stage_table(stages:list) -> pd.DataFrame: # a row a stage
     "A schedule to read"
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
@@ -141,7 +140,7 @@ class _Epochs(Callback):
         try: self.after(self.done + self.epoch + 1, {**row, 'steps': self.steps, 'seconds': time.time() - self.t})
         except Exception as e: self.stop(e)
 
-# %% ../nbs/05_unfreezing.ipynb #06b9f245
+# %% ../nbs/05_unfreezing.ipynb #63b2beb8
 def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
@@ -155,21 +154,21 @@ def _plan(learn, stages, seed):
     return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
                 vocab=sha(learn.dls.vocab if hasattr(learn.dls, 'vocab') else ''), train=data(learn.dls.train), valid=data(learn.dls.valid))
 
-def check_stages(
-    learn:Learner, stages:list
-):
+def check_stages(learn:Learner, stages:list):
     "`ValueError` for a schedule that this learner cannot run, before any training"
+    if not is_listy(stages) or isinstance(stages, Stage) or not all(isinstance(o, Stage) for o in stages): raise ValueError(f'{stages!r:.60} is no list of Stage')
     if not stages: raise ValueError('The schedule is empty: give at least one stage')
     if learn.opt is None: learn.create_opt()
     n = len(learn.opt.param_lists)
     for s in stages:
         rates = [s.lr.start, s.lr.stop] if isinstance(s.lr, slice) else [s.lr]
-        if not -n <= s.freeze_to < n: raise ValueError(f'freeze_to={s.freeze_to} lies outside the {n} groups of this learner: use -{n} to {n-1}')
-        if s.epochs < 1: raise ValueError(f'epochs={s.epochs}: a stage has at least one')
-        if any(o is None or not (math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0')
+        if not (isinstance(s.freeze_to, int) and -n <= s.freeze_to < n): raise ValueError(f'freeze_to={s.freeze_to} lies outside the {n} groups of this learner: use -{n} to {n-1}')
+        if not (isinstance(s.epochs, int) and s.epochs > 0): raise ValueError(f'epochs={s.epochs}: a stage has a whole number of them, at least one')
+        if any(not (isinstance(o, Number) and math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0; a slice has both ends, as discriminative(lr) gives them')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
+        if s.moms and len(s.moms) != 3: raise ValueError(f'moms={s.moms}: give three numbers, at the start, at the top, at the end')
 
-# %% ../nbs/05_unfreezing.ipynb #1bcc2c5d
+# %% ../nbs/05_unfreezing.ipynb #caca5277
 def _no_memory(shape, stage, e):
     bs = shape[0] if shape else 1
     how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
@@ -179,7 +178,7 @@ def fit_stages(
     learn:Learner, # any fastai learner with parameter groups
     stages:list, # of `Stage`
     seed:int=42, # with stage and epoch it fixes every random number
-    file:Path=None # checkpoint: written after each epoch, three times the size of the weights; if it exists, the run goes on from it. Knows fastai's `Optimizer`, and no callback with a memory of its own
+    file:Path=None # checkpoint: written after each epoch, three times the size of the weights; if it exists, the run goes on from it, with its weights and not the learner's. Knows fastai's `Optimizer`, and no callback with a memory of its own
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
     "Freeze, fit one cycle, next; `ValueError` before any training if the schedule or the checkpoint does not fit"
     check_stages(learn, stages)
@@ -220,4 +219,8 @@ def fit_stages(
             set_learner_state(learn, last)                                           # the last good epoch
             if isinstance(e, RuntimeError) and 'out of memory' in str(e).lower(): raise _no_memory(getattr(cbs[1], 'shape', ()), i, e) from None
             raise
-    return pd.DataFrame(hist),stage_lrs(stages, len(learn.opt.param_lists), [o['steps'] for o in hist])
+    def used(i, s):
+        "A callback may have ended the stage before its last epoch"
+        steps = [o['steps'] for o in hist if o['stage'] == i + 1]
+        return stage_lrs([s], len(learn.opt.param_lists), steps + [1]*(s.epochs - len(steps))).head(sum(steps)).assign(stage=i+1)
+    return pd.DataFrame(hist),pd.concat([used(*o) for o in enumerate(stages)], ignore_index=True)
