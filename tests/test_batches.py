@@ -1,5 +1,6 @@
 """Loaders of ours under stock fastai learners: everything that works with fastai's own works with them."""
-import pickle, warnings
+import multiprocessing, pickle, warnings
+from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, Tokenizer, accuracy,
     accuracy_multi, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, load_learner, set_seed, text_classifier_learner)
@@ -267,3 +268,21 @@ def test_what_an_expert_tried(corpus, vocab):
     for kw, has in [(dict(vocab=[vocab, ['neg', 'pos']]), 'words_of'), (dict(bs=0), 'bs=0'), (dict(seq_len=0), 'seq_len=0')]:
         with pytest.raises(ValueError, match=has) as e: text_dls(corpus, **{'vocab': vocab, 'device': 'cpu', **kw})
         assert len(str(e.value)) < 300
+
+def batches_of(job):
+    path, rank, world, is_lm = job
+    corpus = text_corpus(get_texts(), cache=path, n_workers=0)
+    dl = text_dls(corpus, corpus.vocab(), is_lm=is_lm, bs=8, seq_len=16, seed=3, device='cpu').train.new(bs=8//world, rank=rank, world=world)
+    return [[to.numpy() for to in b] for epoch in range(2) for b in dl]
+
+@pytest.mark.parametrize('is_lm', [True, False])
+def test_two_real_processes_share_the_batches(tmp_path, is_lm):
+    "Each opens the corpus by itself and knows its rank alone; together they make what one process makes of all ranks"
+    jobs = [(tmp_path, 0, 1, is_lm), (tmp_path, 0, 2, is_lm), (tmp_path, 1, 2, is_lm)]
+    here = [batches_of(o) for o in jobs]
+    with ProcessPoolExecutor(2, multiprocessing.get_context('spawn')) as ex: there = list(ex.map(batches_of, jobs[1:]))
+    for a, b in zip(here[1:], there):
+        assert len(a) == len(b) and all((x == y).all() for o, p in zip(a, b) for x, y in zip(o, p))
+    if is_lm:
+        assert len(here[0]) == len(there[0]) == len(there[1])
+        for o, a, b in zip(here[0], *there): assert all((x == np.concatenate([y, z])).all() for x, y, z in zip(o, a, b))
