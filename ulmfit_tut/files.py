@@ -29,7 +29,7 @@ def replacing(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/api/files.ipynb #a78678d6
+# %% ../nbs/api/files.ipynb #da888457
 _blank = '0'*64
 
 def save_weights(
@@ -38,7 +38,7 @@ def save_weights(
     **meta # what belongs to them (vocabulary, configuration, ...): anything that JSON can hold
 ) -> Path: # `file`
     "Weights, `meta` and a digest of all that in one file, all or nothing; safetensors alone can read it"
-    if Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')
+    if 'kind' in meta and Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')      # `.pth` is fastai's
     meta = {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()}
     data = save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {**meta, 'digest': _blank})
     n = int.from_bytes(data[:8], 'little')
