@@ -157,3 +157,7 @@ def test_padding_does_not_change_a_prediction():
     assert torch.allclose(pred(b, a)[1], pred(a)[0], atol=1e-6)
     with torch.no_grad(): stock = model(torch.stack([o[0] for o in pad_input_chunk([(b,), (a,)], seq_len=10)]))[0][1]
     assert not torch.allclose(stock, pred(a)[0], atol=1e-4)                     # stock fails here: if it does not, the guard can go
+
+def test_a_class_of_few_texts():
+    df = pd.DataFrame(dict(text=[f'Text {i}.' for i in range(9)], label=['a']*4 + ['b']*4 + ['c']))
+    with pytest.raises(ValueError, match="1 texts of class 'c': three are the least"): get_texts(df)

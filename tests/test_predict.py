@@ -81,6 +81,15 @@ def test_order_index_and_kinds(df):
     for bad, kind, has in [(['a', None], TypeError, r'\[1\]'), ([3], TypeError, r'\[0\]'), (pd.DataFrame(dict(a=['b'])), ValueError, 'no single column')]:
         with pytest.raises(kind, match=has): predict(learn, bad)
 
+def test_the_column_of_a_stock_learner(short, tmp_path):
+    "A table's texts stand where they stood in training, also where another column is called `text`"
+    df = short[short.label.ne('')].assign(is_valid=[i % 4 == 0 for i in range((short.label != '').sum())]).rename(columns={'text': 'review'}).assign(text='T0001')
+    dls = TextDataLoaders.from_df(df, text_col='review', label_col='label', valid_col='is_valid', bs=4, seq_len=8, device='cpu', num_workers=0)
+    learn = strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=8))
+    pd.testing.assert_frame_equal(predict(learn, df.head(5)), predict(learn, df.review.head(5)))
+    again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    pd.testing.assert_frame_equal(predict(again, df.head(5)), predict(learn, df.review.head(5)))
+
 def test_a_class_called_label(short):
     learn = classifier(get_texts(short.assign(label=short.label.replace({'pos': 'label'})), split_col='part'))
     got = predict(learn, ['A fine film'])

@@ -16,7 +16,7 @@ from .files import load_weights, replacing, save_weights
 from .lm import read_vocab
 from .rules import rule_sets
 
-# %% ../nbs/04_encoder.ipynb #f82b696a
+# %% ../nbs/04_encoder.ipynb #da3c1c14
 def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
     "The encoder inside a language model or a classifier, wrapped for several GPUs or not"
     enc = get_model(learn.model)[0]
@@ -30,9 +30,9 @@ def words_of(learn:Learner) -> list:
 def text_columns(learn:Learner) -> list: # `None` where it was not made from a table
     "The columns of a table that its texts came from"
     tfms = learn.dls.train_ds.tls[0].tfms.fs
+    of_df = next((o.text_cols for o in tfms if getattr(o, 'mode', None) == 'df'), None)           # fastai's `Tokenizer.from_df`, which gathers them in a column `text`
     own = next((o.cols for o in tfms if hasattr(o, 'cols')), None)
-    of_df = next((o.kwargs.get('text_cols') for o in tfms if getattr(o, 'mode', None) == 'df'), None)           # fastai's `Tokenizer.from_df`
-    return list(map(str, listify(own or of_df))) or None
+    return list(map(str, listify(of_df or own))) or None
 
 def _rules(tok):
     "Language and rules of fastai's `Tokenizer` transform, as names"
