@@ -5,19 +5,16 @@
 # %% auto #0
 __all__ = ['wilson', 'paired_difference', 'majority', 'tfidf']
 
-# %% ../nbs/api/compare.ipynb #5ffd4fcf
-import math
+# %% ../nbs/api/compare.ipynb #c4ac1171
 import numpy as np, pandas as pd
+from scipy.stats import binomtest
 
-# %% ../nbs/api/compare.ipynb #29aeff59
+# %% ../nbs/api/compare.ipynb #e48d0230
 def wilson(
-    k:int, n:int, # right, of all
-    z:float=1.959964 # 95 %
+    k:int, n:int # right, of all
 ) -> tuple: # low, high
-    "Wilson's score interval for a share (Wilson 1927)"
-    p,zz = k/n,z*z/n
-    mid,half = (p + zz/2)/(1 + zz),z*math.sqrt(p*(1 - p)/n + zz/(4*n))/(1 + zz)
-    return max(0., mid - half),min(1., mid + half)
+    "Wilson's 95 % score interval for a share (Wilson 1927)"
+    return tuple(map(float, binomtest(round(k), n).proportion_ci(method='wilson')))
 
 # %% ../nbs/api/compare.ipynb #8fbdcccb
 def paired_difference(
@@ -30,13 +27,12 @@ def paired_difference(
     boots = [d[rng.integers(len(d), size=len(d))][:, rng.integers(d.shape[1], size=d.shape[1])].mean() for _ in range(n_boot)]
     return d.mean(),*np.percentile(boots, [2.5, 97.5])
 
-# %% ../nbs/api/compare.ipynb #44794794
+# %% ../nbs/api/compare.ipynb #537e6c42
 def majority(
     df:pd.DataFrame # `text`, `label`, `part` as `get_texts` gives them
 ) -> pd.Series: # predicted label of each test text
     "The most frequent class of train; of equally frequent ones the first in the alphabet"
-    counts = df[df.part.eq('train')].label.value_counts().sort_index()
-    return pd.Series(counts.idxmax(), df.index[df.part.eq('test')])
+    return pd.Series(df.label[df.part.eq('train')].mode()[0], df.index[df.part.eq('test')])
 
 def tfidf(
     df:pd.DataFrame, # as in `majority`
