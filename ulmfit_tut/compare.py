@@ -27,7 +27,7 @@ def paired_difference(
     boots = [d[rng.integers(len(d), size=len(d))][:, rng.integers(d.shape[1], size=d.shape[1])].mean() for _ in range(n_boot)]
     return d.mean(),*np.percentile(boots, [2.5, 97.5])
 
-# %% ../nbs/api/compare.ipynb #537e6c42
+# %% ../nbs/api/compare.ipynb #45a4b35c
 def majority(
     df:pd.DataFrame # `text`, `label`, `part` as `get_texts` gives them
 ) -> pd.Series: # predicted label of each test text
@@ -40,14 +40,12 @@ def tfidf(
     grid:dict=None # parameters to choose from; default words or words and pairs, and `C` from 0.3 to 100
 ) -> tuple: # predicted label of each test text, parameters chosen
     "TF-IDF and logistic regression, tuned by cross-validation on train"
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
+    from sklearn import feature_extraction, linear_model, model_selection, pipeline
     train,test = (df[df.part.eq(o)] for o in ('train', 'test'))
     grid = grid or dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
-    pipe = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000))
+    pipe = pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(sublinear_tf=True), linear_model.LogisticRegression(max_iter=1000))
     folds = min(5, train.label.value_counts().min())
     if folds < 2: raise ValueError('TF-IDF is tuned by cross-validation, which needs two training texts of each class')
-    best = GridSearchCV(pipe, grid, cv=StratifiedKFold(folds, shuffle=True, random_state=seed)).fit(train.text, train.label)
+    cv = model_selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
+    best = model_selection.GridSearchCV(pipe, grid, cv=cv).fit(train.text, train.label)
     return pd.Series(best.predict(test.text), test.index), best.best_params_

@@ -6,8 +6,8 @@
 __all__ = ['mini_reviews_df', 'mini_reviews', 'read_text', 'texts_from_folder', 'join_fields', 'texts_from_df', 'get_texts',
            'text_vocab', 'PadChunks']
 
-# %% ../nbs/02_data.ipynb #151239c2
-import os, tempfile
+# %% ../nbs/02_data.ipynb #7ad9c3a3
+import contextlib, os, tempfile
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -20,7 +20,7 @@ def mini_reviews_df() -> pd.DataFrame: # 1,200 rows: `split` (train, test, unsup
     "The embedded reviews as a table"
     return pd.read_csv(_files/'reviews.csv', keep_default_na=False)
 
-# %% ../nbs/02_data.ipynb #7219729f
+# %% ../nbs/02_data.ipynb #2a5ee26d
 def mini_reviews(
     path:Path=None # folder to make; default `mini_reviews` in fastai's data folder
 ) -> Path: # folder with `train/{neg,pos}`, `test/{neg,pos}` and `unsup`, as IMDb has them
@@ -34,9 +34,7 @@ def mini_reviews(
             for f,t in texts.items():
                 (new/f).parent.mkdir(parents=True, exist_ok=True)
                 (new/f).write_bytes(t)
-            try: new.rename(path)
-            except OSError:                        # another process was first: its folder is checked below
-                if not path.exists(): raise
+            with contextlib.suppress(OSError): new.rename(path)          # another process was first: its folder is checked below
     if {o.relative_to(path): o.read_bytes() for o in path.rglob('*.txt')} != texts:
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
@@ -78,22 +76,20 @@ def texts_from_folder(
     df.attrs['path'] = str(path)
     return _check(df, str(path))
 
-# %% ../nbs/02_data.ipynb #c2bed3f7
-def _several(df): return df.label.map(type).eq(tuple).any()                                    # labels a text: any set of them will do
-
+# %% ../nbs/02_data.ipynb #731144fe
 def _check(df, name):
     "What every source must satisfy: two classes, a part to test on; a `valid` part serves as test where there is none"
     part = df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')
     if not part.eq('test').any(): raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
     df['part'],df['is_valid'] = part.replace('valid', 'train'),part.eq('valid')
-    if _several(df): return df
+    if df.label.map(type).eq(tuple).any(): return df                                           # several labels a text: any set of them will do
     counts = df[df.part.eq('train')].label.value_counts().sort_index()
     if len(counts) < 2: raise ValueError(f'{name} has one class in train, {list(counts.index)}: a classifier needs at least two')
     if counts.min() < 2: raise ValueError(f'{name} has one text of class {counts.idxmin()!r} in train: give it more, or leave the class out')
     if odd := sorted(set(df.label[df.part.eq('test')]) - set(counts.index)): raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df
 
-# %% ../nbs/02_data.ipynb #8d9ce3fd
+# %% ../nbs/02_data.ipynb #f64bb9e1
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
 
 def join_fields(df, cols):
@@ -121,9 +117,8 @@ def texts_from_df(
     df = df.reset_index(drop=True)
     for c in text_cols: refuse(~df[c].map(lambda o: isinstance(o, str) and bool(o.strip())), f'{c!r} is empty or no text')
     res = pd.DataFrame({'text': join_fields(df, text_cols)})
-    if len(label_cols) == 1:
-        label = df[label_cols[0]].convert_dtypes().astype(object)              # 0.0 is the class 0 where some labels are missing
-        res['label'] = label.where(label.notna(), '').astype(str)
+    # 0.0 is the class 0 where some labels are missing
+    if len(label_cols) == 1: res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)
     else: res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if int(o)) for r in df[label_cols].itertuples(index=False)] if label_cols else ''
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
@@ -143,7 +138,7 @@ def _cut(df, pct, seed):
         mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
     return mask
 
-# %% ../nbs/02_data.ipynb #d959a65a
+# %% ../nbs/02_data.ipynb #f2c25c69
 def get_texts(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in IMDb's layout, a `.csv` file, a DataFrame, or a list of texts without labels
     text_col='text', label_col='label', split_col:str=None, # for a CSV or DataFrame, as in `texts_from_df`
@@ -166,8 +161,8 @@ def get_texts(
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
-    train = df[df.part.eq('train')]
-    if not _several(df) and (gone := sorted(set(train.label) - set(train.label[~train.is_valid]))):
+    train = df[df.part.eq('train') & df.label.map(type).eq(str)]
+    if gone := sorted(set(train.label) - set(train.label[~train.is_valid])):
         raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 
@@ -179,7 +174,7 @@ def _fetch(url):
 def _csv(f, encoding):
     if not f.exists(): raise FileNotFoundError(f'No such file: {f}')
     try: return pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False)         # the text "None" is a text
-    except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+    except (ValueError, LookupError) as e:                                                  # bytes, columns, an empty file
         raise ValueError(f'{f} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
