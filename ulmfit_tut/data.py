@@ -39,15 +39,14 @@ def mini_reviews(
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
-# %% ../nbs/02_data.ipynb #ddcfdc09
+# %% ../nbs/02_data.ipynb #a130c44d
 def read_text(
     f:Path, encoding:str='utf8'
 ) -> str: # line ends are `\n`, as Python reads them
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
     try: text = data.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as e:
-        raise ValueError(f'{f} is not {encoding} text ({e}): name its encoding, for instance encoding="latin-1"') from None
+    except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="latin-1" or another') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
 def texts_from_folder(
@@ -138,7 +137,7 @@ def _cut(df, pct, seed):
         mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
     return mask
 
-# %% ../nbs/02_data.ipynb #f2c25c69
+# %% ../nbs/02_data.ipynb #bb5d88b1
 def get_texts(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in IMDb's layout, a `.csv` file, a DataFrame, or a list of texts without labels
     text_col='text', label_col='label', split_col:str=None, # for a CSV or DataFrame, as in `texts_from_df`
@@ -174,8 +173,7 @@ def _fetch(url):
 def _csv(f, encoding):
     if not f.exists(): raise FileNotFoundError(f'No such file: {f}')
     try: return pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False)         # the text "None" is a text
-    except (ValueError, LookupError) as e:                                                  # bytes, columns, an empty file
-        raise ValueError(f'{f} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
+    except (ValueError, LookupError) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): try encoding="latin-1" or another') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(
