@@ -90,7 +90,7 @@ def child(what, path, cache):
     if what.startswith('clas'): res = dict(tokens_a_second=out)
     if what == 'same_tokens': res = out
     if what == 'prepare_ours':
-        m = out.train_ds.corpus_text.corpus
+        m = out.train_ds.corpus_text.rows
         res.update(tokens=m.meta['tokens'], texts=len(m), read_whole=m.meta['read_whole'], disk_mb=sum(f.stat().st_size for f in m.path.iterdir())/1e6)
     print('\n' + json.dumps(res))
 

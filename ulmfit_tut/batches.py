@@ -14,7 +14,7 @@ from .corpus import TextCorpus
 from .data import join_fields
 from .tokens import encode_texts
 
-# %% ../nbs/api/batches.ipynb #2c178f5b
+# %% ../nbs/api/batches.ipynb #3bf4b59a
 class _Known(dict):
     def __missing__(self, k): return 0
 
@@ -27,78 +27,66 @@ def known_words(
     num.o2i = _Known({t: i for i,t in reversed(list(enumerate(vocab))) if t not in (PAD, 'xxfake')})
     return num
 
-def _there(corpus):
-    if corpus is None: raise ValueError('This learner was exported or pickled, its corpus stayed behind: give texts, not rows')
-    return corpus
-
-class CorpusText(Transform):
-    "The tokens of a row of a corpus; the text of a row of a table"
+class _LookUp(Transform):
     input_types = (Integral, str, Path, pd.Series)
-    def __init__(self, corpus, cols): self.corpus,self.cols = corpus,cols
-    def __getstate__(self): return {**self.__dict__, 'corpus': None}                    # `export` needs no training texts
+    def __init__(self, rows, cols, classes=None): store_attr()
+    def __getstate__(self): return {**self.__dict__, 'rows': None}                      # `export` needs no training texts
     def __deepcopy__(self, memo): return self
-    def encodes(self, o:Integral): return L(_there(self.corpus)[o])
-    def encodes(self, o:pd.Series):
-        if gone := [c for c in self.cols if c not in o.index]: raise ValueError(f'The table has no column {gone}; its columns are {list(o.index)}')
-        return o[self.cols[0]] if len(self.cols) == 1 else join_fields(o.to_frame().T, self.cols)[0]
+    def there(self):
+        if self.rows is None: raise ValueError('This learner was exported or pickled, its corpus stayed behind: give texts, not rows')
+        return self.rows
+    def encodes(self, o:Integral): return self.there()[o]
 
-class CorpusLabel(Transform):
+class CorpusText(_LookUp):
+    "The tokens of a row of a corpus; the text of a row of a table"
+    def texts(self, df):
+        if gone := [c for c in self.cols if c not in df.columns]: raise ValueError(f'The table has no column {gone}; its columns are {list(df.columns)}')
+        return list(join_fields(df, self.cols))
+    def encodes(self, o:pd.Series): return self.texts(o.to_frame().T)[0]
+
+class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
-    input_types = CorpusText.input_types
-    def __init__(self, labels, cols, classes): self.labels,self.cols,self.classes = labels,cols,classes
-    def __getstate__(self): return {**self.__dict__, 'labels': None}
-    def __deepcopy__(self, memo): return self
-    def encodes(self, o:Integral): l = _there(self.labels)[o]; return list(l) if isinstance(l, tuple) else l
     def encodes(self, o:pd.Series):
         if len(self.cols) > 1: return [str(c) for c in self.cols if int(o[c])]
         v = o[self.cols[0]]
-        return next((s for s in (str(v), f'{v:g}' if isinstance(v, float) else '') if s in self.classes), str(v))      # 1.0 is the class 1 where some labels are missing
+        return f'{v:g}' if isinstance(v, float) and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
 
-# %% ../nbs/api/batches.ipynb #e2581ae9
+# %% ../nbs/api/batches.ipynb #bfc8ace6
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), Integral)
 
 def _source(ds):
     "Ids, starts and lengths of the texts of a dataset, and the table from ids to its vocabulary"
-    if (src := getattr(ds, '_source', None)) is not None: return src
-    tl = ds.tls[0]
-    items = tl.items
-    if not len(items): ids,starts,lens,types = np.zeros(0, np.int32),np.zeros(0, np.int64),np.zeros(0, np.int64),[]
-    elif _rows(items):
-        c,rows = _there(tl.corpus_text.corpus),np.array(items)
+    if hasattr(ds, '_source'): return ds._source
+    tl,items = ds.tls[0],ds.tls[0].items
+    def known(types): return np.array([tl.numericalize.o2i[t] for t in types], np.int64)
+    if _rows(items):
+        c,rows = tl.corpus_text.there(),np.array(items)
         if rows.min() < 0 or rows.max() >= len(c): raise ValueError(f'Rows {rows.min()} to {rows.max()} of a corpus that has 0 to {len(c) - 1}')
-        ids,starts,lens,types = c.ids,c.offsets[rows],np.diff(c.offsets)[rows],c.types
+        ds._source = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],known(c.types)       # an array is faster to slice than a memmap
     else:
-        row = tl.corpus_text
-        texts = [row(o) if isinstance(o, pd.Series) else o for o in ([r for _,r in items.iterrows()] if isinstance(items, pd.DataFrame) else items)]
-        table,blocks,lens = {},[np.zeros(0, np.int64)],[np.zeros(0, np.int64)]
-        for i,n,names,*_ in encode_texts(texts, tl.tokenizer.tok):
-            blocks.append(np.array([table.setdefault(t, len(table)) for t in names], np.int64)[i]); lens.append(n)
-        ids,lens,types = np.concatenate(blocks),np.concatenate(lens),list(table)
-        starts = lens.cumsum() - lens
-    ds._source = ids,starts,lens,np.array([tl.numericalize.o2i[t] for t in types], np.int64)
+        if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
+        texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
+        blocks = [(known(names)[ids], lens) for ids,lens,names,*_ in encode_texts(texts, tl.tokenizer.tok)] or [(known([]), known([]))]
+        ids,lens = map(np.concatenate, zip(*blocks))
+        ds._source = ids,lens.cumsum() - lens,lens,np.arange(len(tl.numericalize.vocab))             # numbers of the vocabulary already
     return ds._source
 
 class _TextDL(TfmdDL):
+    _own = 'seq_len', 'backwards', 'seed', 'epoch', 'rank', 'world'
     def __init__(self, dataset, bs=64, seq_len=72, backwards=False, seed=42, epoch=0, rank=0, world=1, num_workers=0, **kwargs):
-        store_attr('seq_len,backwards,seed,epoch,rank,world')
+        store_attr(self._own)
         self.gen = np.random.default_rng((seed, epoch))
         self.ids,self.starts,self.lens,self.table = _source(dataset)
         super().__init__(dataset=dataset, bs=bs, num_workers=0, **kwargs)                # one process makes batches faster than several hand them over
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        mine = {k: getattr(self, k) for k in ('seq_len', 'backwards', 'seed', 'epoch', 'rank', 'world')}
-        return super().new(dataset, cls, **{**mine, **kwargs})
+    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **({k: getattr(self, k) for k in self._own} | kwargs))
 
     def before_iter(self):
         super().before_iter()
         self.gen = np.random.default_rng((self.seed, self.epoch))
         self.epoch += self.shuffle
 
-    def one_batch(self):
-        "A batch to look at; the order of the epochs is left alone"
-        epoch = self.epoch
-        try: return super().one_batch()
-        finally: self.epoch = epoch
+    def one_batch(self): return super(_TextDL, self.new()).one_batch()                   # of another one: the order of the epochs is left alone
 
     def show_results(self, b, out, max_n=9, ctxs=None, show=True, trunc_at=150, **kwargs):
         "Texts, targets and predictions as a table; fastai 2.8.12's own fails for texts of any loader"
@@ -107,54 +95,46 @@ class _TextDL(TfmdDL):
         rows = [[str(o)[:8*trunc_at] for o in (*s, *p)] for s,p in zip(res[2], res[3])]
         display_df(pd.DataFrame(rows, columns=['text', *(['text_', 'pred'] if isinstance(self, LMLoader) else ['category', 'prediction'])]))
 
-    def text(self, i, lo=0, hi=None):
-        n,s = self.lens[i],self.starts[i]
-        hi = n if hi is None else hi
-        return self.ids[s+n-hi:s+n-lo][::-1] if self.backwards else self.ids[s+lo:s+hi]
+    def do_item(self, i): return i or 0
 
-# %% ../nbs/api/batches.ipynb #97d40a7c
+    def text(self, i, lo=0, hi=None):
+        ids = self.ids[self.starts[i]:self.starts[i]+self.lens[i]]
+        return (ids[::-1] if self.backwards else ids)[lo:hi]
+
+# %% ../nbs/api/batches.ipynb #b62e79a3
 class LMLoader(_TextDL):
     "fastai's `LMDataLoader` from an array of ids: the same batches for the same order of texts"
     def __init__(self, dataset, bs=64, seq_len=72, **kwargs):
         super().__init__(dataset, bs, seq_len, **kwargs)
         self.bl = (max(int(self.lens.sum()) - 1, 0)//(bs*self.world))                    # tokens in a row
-        self.n_batches = -(-self.bl//seq_len)
-        self.n = self.n_batches*bs
+        self.n = -(-self.bl//seq_len)*bs
         self.order(np.arange(len(self.lens)))
 
-    def order(self, texts): self.texts,self.stops = texts,self.lens[texts].cumsum()
+    def order(self, texts): self.texts,self.at = texts,self.lens[texts].cumsum() - self.lens[texts]
 
     def get_idxs(self):
         self.order(self.gen.permutation(len(self.lens)) if self.shuffle else np.arange(len(self.lens)))
         return range(self.n)
 
-    def _span(self, a, b, texts, stops):
+    def _span(self, a, b, texts, at):
         "Numbers `a` to `b` of the stream, as the corpus counts"
-        res,j = [],np.searchsorted(stops, a, side='right')
-        while a < b:
-            i = texts[j]
-            lo = a - (stops[j] - self.lens[i])
-            hi = min(self.lens[i], lo + b - a)
-            res.append(self.text(i, lo, hi))
-            a,j = a + hi - lo,j + 1
-        return np.concatenate(res)
+        j = slice(np.searchsorted(at, a, side='right') - 1, np.searchsorted(at, b))
+        return np.concatenate([self.text(i, max(a - o, 0), b - o) for i,o in zip(texts[j].tolist(), at[j].tolist())])
 
     def create_batches(self, samps, windows=32):
-        rows,order = range(self.rank*self.bs, (self.rank + 1)*self.bs),(self.texts, self.stops)         # `one_batch` may come in between
+        rows,order = range(self.rank*self.bs, (self.rank + 1)*self.bs),(self.texts, self.at)            # another epoch may come in between
         for a in range(0, self.bl, windows*self.seq_len):
             b = min(a + windows*self.seq_len, self.bl)
             buf = torch.from_numpy(self.table[np.stack([self._span(r*self.bl + a, r*self.bl + b + 1, *order) for r in rows])])
-            for o in range(0, b - a, self.seq_len):
-                e = min(o + self.seq_len, b - a)
-                yield LMTensorText(buf[:, o:e].contiguous()),TensorText(buf[:, o+1:e+1].contiguous())
+            for x,y in zip(buf[:, :-1].split(self.seq_len, 1), buf[:, 1:].split(self.seq_len, 1)):
+                yield LMTensorText(x.contiguous()),TensorText(y.contiguous())
 
-    def do_item(self, i): return i
     def do_batch(self, b): return next(self.create_batches(None, windows=1))
 
     @property
     def items(self): return L(range(len(self.lens))).map(lambda i: TensorText(torch.from_numpy(self.table[self.text(i)])))
 
-# %% ../nbs/api/batches.ipynb #d4ff0938
+# %% ../nbs/api/batches.ipynb #ca3315fd
 def pad_windows(
     ids:list, seq_len:int, # arrays of ids, and tokens in a window
     pad_idx:int=1, width:int=1 # what to pad with, and to at least how many tokens
@@ -172,40 +152,34 @@ class TextLoader(_TextDL):
     def __init__(self, dataset, bs=64, seq_len=72, process=None, **kwargs):
         if process is not None: bs,kwargs = 1,{**kwargs, 'get_idxs': range_of(dataset).copy}          # `Interpretation` wants texts in its own order
         super().__init__(dataset, bs, seq_len, **kwargs)
-        self.ys,self.width = None,1 if process is None else max(1, *self.lens)                       # and of one width, to join them
+        self.ys,self.width = None,1 if process is None else self.lens.max(initial=1)                  # and of one width, to join them
         if len(dataset.tls) > 1 and len(dataset):
-            tl,seen = dataset.tls[1],{}
-            keys = [_there(tl.corpus_label.labels)[i] for i in tl.items] if _rows(tl.items) else range(len(dataset))
-            codes = [seen.setdefault(k, (len(seen), i))[0] for i,k in enumerate(keys)]
-            ys = [tl[i] for _,i in seen.values()]
+            tl = dataset.tls[1]
+            keys = [str(tl.corpus_label.rows[i]) for i in tl.items] if _rows(tl.items) else range(len(tl))
+            _,one,codes = np.unique(keys, return_index=True, return_inverse=True)                        # each label is made once
+            ys = [tl[i] for i in one.tolist()]
             self.ys = torch.stack(ys).as_subclass(type(ys[0]))[codes]
 
     def get_idxs(self):
-        n,longest = len(self.lens),np.argsort(-self.lens, kind='stable')
+        n,bs,idxs = len(self.lens),self.bs,np.argsort(-self.lens, kind='stable')
         if self.shuffle and n:
-            idxs = self.gen.permutation(n)
-            at = np.flatnonzero(idxs == longest[0])[0]
-            idxs[0],idxs[at] = idxs[at],idxs[0]                                            # the longest text comes first: if memory does not suffice, one knows at once
-            some = [idxs[i:i+self.bs*50] for i in range(0, n, self.bs*50)]
-            idxs = np.concatenate([o[np.argsort(-self.lens[o], kind='stable')] for o in some])
-            batches = [idxs[i:i+self.bs] for i in range(0, n, self.bs)]
-            middle = [batches[i] for i in 1 + self.gen.permutation(len(batches) - 2)] if len(batches) > 2 else []
-            longest = np.concatenate([batches[0], *middle, *batches[1:][-1:]])
-        if self.world == 1: return longest.tolist()
-        batches = [longest[i:i+self.bs] for i in range(0, n - self.bs + 1 if self.drop_last else n, self.bs)]
-        batches += batches[:-len(batches) % self.world]                                    # every process makes as many steps
-        return np.concatenate(batches[self.rank::self.world]).tolist()
+            longest,idxs = idxs[0],self.gen.permutation(n)
+            at = np.flatnonzero(idxs == longest)
+            idxs[0],idxs[at] = longest,idxs[0]                                             # first: if memory does not suffice, one knows at once
+            idxs = idxs[np.lexsort((-self.lens[idxs], np.arange(n)//(50*bs)))]
+        batches = np.split(idxs, range(bs, n, bs))
+        if self.shuffle: batches[1:-1] = [batches[i] for i in 1 + self.gen.permutation(max(len(batches) - 2, 0))]
+        if self.drop_last: batches = [o for o in batches if len(o) == bs]
+        batches += (batches*self.world)[:-len(batches) % self.world]                       # every process makes as many steps
+        return np.concatenate([idxs[:0], *batches[self.rank::self.world]]).tolist()
 
     def __len__(self): return -(-super().__len__()//self.world)
-
-    def create_batches(self, samps): return map(self.do_batch, self.chunkify(samps))
-    def do_item(self, i): return i or 0
 
     def do_batch(self, b):
         x = TensorText(pad_windows([self.table[self.text(i)] for i in b], self.seq_len, width=self.width))
         return (x,) if self.ys is None else (x, self.ys[b])
 
-# %% ../nbs/api/batches.ipynb #283dc35d
+# %% ../nbs/api/batches.ipynb #b5a66ccc
 def text_tfms(
     corpus, tok, # where rows are looked up, `None` for none; tokenizer of new texts
     vocab:list, text_col:list, backwards:bool,
@@ -230,21 +204,18 @@ def text_dls(
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
     if min(bs, seq_len) < 1: raise ValueError(f'bs={bs}, seq_len={seq_len}: both are at least 1')
-    df,attrs,held = corpus.df,corpus.df.attrs,np.asarray(corpus.df.is_valid, bool) if valid is None else np.asarray(valid)
-    if held.dtype != bool:
-        if len(held) and not 0 <= held.min() <= held.max() < len(df): raise ValueError(f'valid={valid!r}: positions lie between 0 and {len(df) - 1}')
-        held = np.isin(np.arange(len(df)), held)
-    if len(held) != len(df): raise ValueError(f'valid is a mask over {len(held)} rows, the corpus has {len(df)}')
-    use = (df.part.eq('train') | (df.part.eq('unsup') & is_lm)).to_numpy()
-    rows,lens = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)],np.diff(corpus.offsets)
+    df,held = corpus.df,pd.Series(False, range(len(corpus.df)))
+    try: held.loc[np.asarray(df.is_valid if valid is None else valid)] = True
+    except (KeyError, IndexError): raise ValueError(f'valid={valid!r}: use a mask over all {len(df)} rows, or positions from 0 to {len(df) - 1}') from None
+    use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
+    rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
     most = min(int(lens[i].sum()) - 1 for i in rows) if is_lm else len(rows[0])
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
-    items = np.concatenate(rows).tolist()
-    splits = [list(range(len(rows[0]))), list(range(len(rows[0]), len(items)))]
-    labels,cols,classes = [o if isinstance(o, tuple) else str(o) for o in df.label],attrs.get('label_col', ['label']),None
-    several = isinstance(labels[items[0]], tuple)
-    if not is_lm: classes = list(map(str, cols)) if several else sorted({labels[i] for i in items})
-    tfms = text_tfms(corpus, corpus.tok, corpus.vocab() if vocab is None else vocab, attrs.get('text_col', ['text']), backwards, labels, cols, classes, several)
-    return Datasets(items, tfms, splits=splits, dl_type=LMLoader if is_lm else TextLoader).dataloaders(
+    text_col,label_col = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label'))
+    labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label]
+    several = isinstance(labels[rows[0][0]], list)
+    classes = None if is_lm else list(map(str, label_col)) if several else sorted({labels[i] for o in rows for i in o})
+    tfms = text_tfms(corpus, corpus.tok, corpus.vocab() if vocab is None else vocab, text_col, backwards, labels, label_col, classes, several)
+    return Datasets(range(len(df)), tfms, splits=[o.tolist() for o in rows], dl_type=LMLoader if is_lm else TextLoader).dataloaders(
         bs=bs, seq_len=seq_len, backwards=backwards, seed=seed, device=device)

@@ -5,19 +5,16 @@
 # %% auto #0
 __all__ = ['wilson', 'paired_difference', 'majority', 'tfidf']
 
-# %% ../nbs/api/compare.ipynb #5ffd4fcf
-import math
+# %% ../nbs/api/compare.ipynb #c4ac1171
 import numpy as np, pandas as pd
+from scipy.stats import binomtest
 
-# %% ../nbs/api/compare.ipynb #29aeff59
+# %% ../nbs/api/compare.ipynb #e48d0230
 def wilson(
-    k:int, n:int, # right, of all
-    z:float=1.959964 # 95 %
+    k:int, n:int # right, of all
 ) -> tuple: # low, high
-    "Wilson's score interval for a share (Wilson 1927)"
-    p,zz = k/n,z*z/n
-    mid,half = (p + zz/2)/(1 + zz),z*math.sqrt(p*(1 - p)/n + zz/(4*n))/(1 + zz)
-    return max(0., mid - half),min(1., mid + half)
+    "Wilson's 95 % score interval for a share (Wilson 1927)"
+    return tuple(map(float, binomtest(round(k), n).proportion_ci(method='wilson')))
 
 # %% ../nbs/api/compare.ipynb #8fbdcccb
 def paired_difference(
@@ -30,13 +27,12 @@ def paired_difference(
     boots = [d[rng.integers(len(d), size=len(d))][:, rng.integers(d.shape[1], size=d.shape[1])].mean() for _ in range(n_boot)]
     return d.mean(),*np.percentile(boots, [2.5, 97.5])
 
-# %% ../nbs/api/compare.ipynb #44794794
+# %% ../nbs/api/compare.ipynb #45a4b35c
 def majority(
     df:pd.DataFrame # `text`, `label`, `part` as `get_texts` gives them
 ) -> pd.Series: # predicted label of each test text
     "The most frequent class of train; of equally frequent ones the first in the alphabet"
-    counts = df[df.part.eq('train')].label.value_counts().sort_index()
-    return pd.Series(counts.idxmax(), df.index[df.part.eq('test')])
+    return pd.Series(df.label[df.part.eq('train')].mode()[0], df.index[df.part.eq('test')])
 
 def tfidf(
     df:pd.DataFrame, # as in `majority`
@@ -44,14 +40,12 @@ def tfidf(
     grid:dict=None # parameters to choose from; default words or words and pairs, and `C` from 0.3 to 100
 ) -> tuple: # predicted label of each test text, parameters chosen
     "TF-IDF and logistic regression, tuned by cross-validation on train"
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
+    from sklearn import feature_extraction, linear_model, model_selection, pipeline
     train,test = (df[df.part.eq(o)] for o in ('train', 'test'))
     grid = grid or dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
-    pipe = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000))
+    pipe = pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(sublinear_tf=True), linear_model.LogisticRegression(max_iter=1000))
     folds = min(5, train.label.value_counts().min())
     if folds < 2: raise ValueError('TF-IDF is tuned by cross-validation, which needs two training texts of each class')
-    best = GridSearchCV(pipe, grid, cv=StratifiedKFold(folds, shuffle=True, random_state=seed)).fit(train.text, train.label)
+    cv = model_selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
+    best = model_selection.GridSearchCV(pipe, grid, cv=cv).fit(train.text, train.label)
     return pd.Series(best.predict(test.text), test.index), best.best_params_

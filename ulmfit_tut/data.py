@@ -6,8 +6,8 @@
 __all__ = ['mini_reviews_df', 'mini_reviews', 'read_text', 'texts_from_folder', 'join_fields', 'texts_from_df', 'get_texts',
            'text_vocab', 'PadChunks']
 
-# %% ../nbs/02_data.ipynb #47d8c490
-import hashlib, os, shutil, tempfile
+# %% ../nbs/02_data.ipynb #7ad9c3a3
+import contextlib, os, tempfile
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -20,50 +20,34 @@ def mini_reviews_df() -> pd.DataFrame: # 1,200 rows: `split` (train, test, unsup
     "The embedded reviews as a table"
     return pd.read_csv(_files/'reviews.csv', keep_default_na=False)
 
-# %% ../nbs/02_data.ipynb #d1cd3e4a
-def _digest(items): # pairs of name and text
-    h = hashlib.sha256()
-    for n,t in sorted(items): h.update(f'{n}\0{t}\0'.encode())
-    return h.hexdigest()
-
+# %% ../nbs/02_data.ipynb #2a5ee26d
 def mini_reviews(
     path:Path=None # folder to make; default `mini_reviews` in fastai's data folder
 ) -> Path: # folder with `train/{neg,pos}`, `test/{neg,pos}` and `unsup`, as IMDb has them
     "The embedded reviews as a folder, written once and checked each time; `ValueError` if files in it were changed"
     path = Path(path or fastai_cfg().path('data')/'mini_reviews')
-    df = mini_reviews_df()
-    names = [f'{s}/{l}/{i}_{r}.txt'.replace('//', '/') for i,(s,l,r) in enumerate(zip(df.split, df.label, df.rating))]
+    texts = {Path(o.split, o.label, f'{o.Index}_{o.rating}.txt'): o.text.encode() for o in mini_reviews_df().itertuples()}
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
-        try:
-            for n,t in zip(names, df.text):
-                (tmp/n).parent.mkdir(parents=True, exist_ok=True)
-                (tmp/n).write_bytes(t.encode())
-            tmp.chmod(0o755)
-            try: tmp.rename(path)
-            except OSError:                        # another process was first: its folder is checked below
-                if not path.exists(): raise
-        finally: shutil.rmtree(tmp, ignore_errors=True)
-    have = [(o.relative_to(path).as_posix(), o.read_bytes().decode('utf8', 'replace')) for o in path.rglob('*.txt')]
-    if _digest(have) != _digest(zip(names, df.text)):
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as tmp:
+            new = Path(tmp)/'new'
+            for f,t in texts.items():
+                (new/f).parent.mkdir(parents=True, exist_ok=True)
+                (new/f).write_bytes(t)
+            with contextlib.suppress(OSError): new.rename(path)          # another process was first: its folder is checked below
+    if {o.relative_to(path): o.read_bytes() for o in path.rglob('*.txt')} != texts:
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
-# %% ../nbs/02_data.ipynb #95edb3d9
+# %% ../nbs/02_data.ipynb #a130c44d
 def read_text(
     f:Path, encoding:str='utf8'
 ) -> str: # line ends are `\n`, as Python reads them
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
     try: text = data.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as e:
-        raise ValueError(f'{f} is not {encoding} text ({e}): name its encoding, for instance encoding="latin-1"') from None
+    except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="latin-1" or another') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
-
-def _sub(path, name): return sorted(o for o in (path/name).iterdir() if o.is_dir()) if (path/name).is_dir() else []
-
-def _txt(path, d): return [f'{d}/{o}' for o in sorted(os.listdir(path/d)) if o.endswith('.txt')] if (path/d).is_dir() else []
 
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
@@ -78,43 +62,34 @@ def texts_from_folder(
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if gone := [u for u in unlabelled if u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
         raise ValueError(f'{path} has no folder {gone} for unlabelled=')
-    classes = labels or [o.name for o in _sub(path, 'train') if o.name not in unlabelled]
-    if not labels and (odd := [o.name for p in ('valid', 'test') for o in _sub(path, p) if o.name not in (*classes, *unlabelled)]):
+    found = {p: sorted(o.name for o in (path/p).iterdir() if o.is_dir()) for p in ('train', 'valid', 'test') if (path/p).is_dir()}
+    classes = labels or [o for o in found['train'] if o not in unlabelled]
+    if not labels and (odd := [o for names in found.values() for o in names if o not in (*classes, *unlabelled)]):
         raise ValueError(f'{path} has folders {odd} in valid or test, but not in train: add them there, or choose classes by labels=[...]')
-    for part in ('train', 'valid', 'test'):
-        if not (path/part).is_dir(): continue
-        for c in classes:
-            files = _txt(path, f'{part}/{c}')
-            if not files: raise ValueError(f'{path/part/c} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
-            rows += [(f, c, part) for f in files]
-    for u in unlabelled: rows += [(f, '', 'unsup') for d in (u, f'train/{u}') for f in _txt(path, d)]
+    for d,c,part in [*((f'{p}/{c}', c, p) for p in found for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
+        files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt')) if (path/d).is_dir() else []
+        if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
+        rows += [(f'{d}/{o}', c, part) for o in files]
     df = pd.DataFrame(rows, columns=['file', 'label', 'part'])
     if read: df.insert(0, 'text', [read_text(path/f, encoding) for f in df.file])
-    df = _check(df, str(path))
     df.attrs['path'] = str(path)
-    return df
+    return _check(df, str(path))
 
-# %% ../nbs/02_data.ipynb #dd0e25c3
+# %% ../nbs/02_data.ipynb #731144fe
 def _check(df, name):
     "What every source must satisfy: two classes, a part to test on; a `valid` part serves as test where there is none"
-    parts = set(df.part)
-    if 'test' not in parts and 'valid' not in parts:
-        raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
-    if 'test' not in parts: df['part'] = df.part.replace('valid', 'test')
-    df['is_valid'] = df.part.eq('valid')
-    df['part'] = df.part.replace('valid', 'train')
-    if df.label.map(type).eq(tuple).any(): return df.reset_index(drop=True)                    # several labels a text: any set of them will do
+    part = df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')
+    if not part.eq('test').any(): raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
+    df['part'],df['is_valid'] = part.replace('valid', 'train'),part.eq('valid')
+    if df.label.map(type).eq(tuple).any(): return df                                           # several labels a text: any set of them will do
     counts = df[df.part.eq('train')].label.value_counts().sort_index()
     if len(counts) < 2: raise ValueError(f'{name} has one class in train, {list(counts.index)}: a classifier needs at least two')
     if counts.min() < 2: raise ValueError(f'{name} has one text of class {counts.idxmin()!r} in train: give it more, or leave the class out')
-    odd = sorted(set(df[df.part.eq('test')].label) - set(counts.index))
-    if odd: raise ValueError(f'{name} has classes in test that train does not have: {odd}')
-    return df.reset_index(drop=True)
+    if odd := sorted(set(df.label[df.part.eq('test')]) - set(counts.index)): raise ValueError(f'{name} has classes in test that train does not have: {odd}')
+    return df
 
-# %% ../nbs/02_data.ipynb #bda43355
+# %% ../nbs/02_data.ipynb #f64bb9e1
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
-
-def _some(idx): return f'{idx[:5]}' + (f' and {len(idx)-5} more' if len(idx) > 5 else '')
 
 def join_fields(df, cols):
     "One text a row; the fields of several columns marked `xxfld 1`, `xxfld 2`, as fastai's `tokenize_df` marks them"
@@ -132,25 +107,24 @@ def texts_from_df(
 ) -> pd.DataFrame: # `text`, `label` (a string; a tuple of strings where there may be several), `part`, `is_valid`
     "Texts of a DataFrame; `ValueError` that names rows with empty texts or labels"
     text_cols,label_cols = listify(text_col),listify(label_col)
+    def refuse(bad, what):
+        idx = np.flatnonzero(bad).tolist()
+        if idx: raise ValueError(f'{name}: {what} in rows {idx[:5]}{f" and {len(idx)-5} more" if len(idx) > 5 else ""}, counted from 0: fill or drop them')
     for c in (*text_cols, *label_cols, *listify(split_col)):
         n = list(df.columns).count(c)
         if n != 1: raise ValueError(f'{name} has {n} columns named {c!r}; its columns are {list(df.columns)}: name the right ones by text_col=, label_col=, split_col=')
     df = df.reset_index(drop=True)
-    for c in text_cols:
-        if (bad := ~df[c].map(lambda o: isinstance(o, str) and bool(o.strip()))).any():
-            raise ValueError(f'{name}: {c!r} is empty or no text in rows {_some(np.flatnonzero(bad).tolist())}, counted from 0: fill or drop them')
+    for c in text_cols: refuse(~df[c].map(lambda o: isinstance(o, str) and bool(o.strip())), f'{c!r} is empty or no text')
     res = pd.DataFrame({'text': join_fields(df, text_cols)})
-    if len(label_cols) == 1:
-        label = df[label_cols[0]].convert_dtypes().astype(object)              # 0.0 is the class 0 where some labels are missing
-        res['label'] = label.where(label.notna(), '').astype(str)
+    # 0.0 is the class 0 where some labels are missing
+    if len(label_cols) == 1: res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)
     else: res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if int(o)) for r in df[label_cols].itertuples(index=False)] if label_cols else ''
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
     res['part'] = [_parts.get(str(o).lower()) for o in df[split_col]] if split_col else 'train'
     res.loc[res.part.eq('unsup'), 'label'] = ''
-    empty = res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup')
-    for bad,what in [(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False'), (empty, f'{label_col!r} is empty')]:
-        if bad.any(): raise ValueError(f'{name}: {what} in rows {_some(np.flatnonzero(bad).tolist())}')
+    refuse(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False')
+    refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty')
     if not split_col and len(label_cols) == 1 and (few := res.label.value_counts()).min() < 3:
         raise ValueError(f'{name} has {few.min()} texts of class {few.idxmin()!r}: three are the least, to train, to validate and to test; give it more, or leave the class out')
     if not split_col: res['part'] = np.where(_cut(res, test_pct, seed), 'test', 'train')
@@ -159,12 +133,11 @@ def texts_from_df(
 def _cut(df, pct, seed):
     "A boolean mask over rows: `pct` of each label's rows, at least one, chosen by `seed`"
     rng,mask = np.random.default_rng(seed),np.zeros(len(df), dtype=bool)
-    several = df.label.map(type).eq(tuple).any()
-    for _,idx in [('', np.arange(len(df)))] if several else sorted(df.groupby('label').indices.items()):
+    for _,idx in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), '')).indices.items()):
         mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
     return mask
 
-# %% ../nbs/02_data.ipynb #94742b55
+# %% ../nbs/02_data.ipynb #bb5d88b1
 def get_texts(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in IMDb's layout, a `.csv` file, a DataFrame, or a list of texts without labels
     text_col='text', label_col='label', split_col:str=None, # for a CSV or DataFrame, as in `texts_from_df`
@@ -187,9 +160,8 @@ def get_texts(
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
-    if df.label.map(type).eq(tuple).any(): return df
-    train = df[df.part.eq('train')]
-    if gone := sorted(set(train.label) - set(train[~train.is_valid].label)):
+    train = df[df.part.eq('train') & df.label.map(type).eq(str)]
+    if gone := sorted(set(train.label) - set(train.label[~train.is_valid])):
         raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 
@@ -201,8 +173,7 @@ def _fetch(url):
 def _csv(f, encoding):
     if not f.exists(): raise FileNotFoundError(f'No such file: {f}')
     try: return pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False)         # the text "None" is a text
-    except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-        raise ValueError(f'{f} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
+    except (ValueError, LookupError) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): try encoding="latin-1" or another') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(

@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['replacing', 'save_weights', 'load_weights']
 
-# %% ../nbs/api/files.ipynb #98498771
+# %% ../nbs/api/files.ipynb #11aa9798
 import hashlib, json, os, re
 from contextlib import contextmanager
 from pathlib import Path
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 # %% ../nbs/api/files.ipynb #fc50a045
@@ -29,7 +27,7 @@ def replacing(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/api/files.ipynb #da888457
+# %% ../nbs/api/files.ipynb #4f600cc9
 _blank = '0'*64
 
 def save_weights(
@@ -41,27 +39,18 @@ def save_weights(
     if 'kind' in meta and Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')      # `.pth` is fastai's
     meta = {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()}
     data = save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {**meta, 'digest': _blank})
-    n = int.from_bytes(data[:8], 'little')
-    head = json.dumps(json.loads(data[8:8+n]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()      # `save` orders it by chance
+    end = 8 + int.from_bytes(data[:8], 'little')
+    head = json.dumps(json.loads(data[8:end]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()      # `save` orders it by chance
     head += b' '*(-len(head) % 8)
-    head,data = len(head).to_bytes(8, 'little') + head,data[8+n:]
-    h = hashlib.sha256(head); h.update(data)
-    with replacing(file) as tmp:
-        with open(tmp, 'wb') as f: f.write(head.replace(f'"digest":"{_blank}"'.encode(), f'"digest":"{h.hexdigest()}"'.encode())); f.write(data)
+    head,data = len(head).to_bytes(8, 'little') + head,memoryview(data)[end:]
+    head = head.replace(f'"digest":"{_blank}"'.encode(), f'"digest":"{_digest(head, data)}"'.encode())
+    with replacing(file) as tmp, open(tmp, 'wb') as f: f.writelines([head, data])
     return Path(file)
 
-def _checked(file):
-    "The bytes of a file and its header, once every byte has been compared with the digest"
-    def bad(why): return ValueError(f'{file} {why}: take another copy, or write it anew with this package')
-    if not file.exists(): raise FileNotFoundError(f'No such file: {file}')
-    data = file.read_bytes()
-    end = 8 + int.from_bytes(data[:8], 'little')
-    if not 8 < end <= len(data): raise bad('is no whole safetensors file')
-    m = re.search(rb'"digest":"([0-9a-f]{64})"', data[:end])
-    if not m: raise bad('carries no digest, so it is damaged or was not written by this package')
-    h = hashlib.sha256(data[:m.start(1)] + _blank.encode()); h.update(memoryview(data)[m.end(1):])
-    if h.hexdigest() != m[1].decode(): raise bad('is damaged: its digest does not fit')
-    return data,json.loads(data[8:end])['__metadata__']
+def _digest(*parts):
+    h = hashlib.sha256()
+    for o in parts: h.update(o)
+    return h.hexdigest()
 
 def load_weights(
     file:Path, # file that `save_weights` wrote
@@ -69,8 +58,11 @@ def load_weights(
     fp32:bool=True # half and double precision as fp32; else as they are
 ) -> tuple: # name -> tensor on CPU, and `meta`
     "Weights and what belongs to them; `ValueError` for a damaged file and for one of another kind"
-    data,meta = _checked(Path(file))
-    try: weights,meta = load(data),{k: json.loads(v) for k,v in meta.items() if k not in ('format', 'digest')}
-    except SafetensorError as e: raise ValueError(f'{file} cannot be read ({e})') from None
+    data,remedy = Path(file).read_bytes(),'take another copy, or write it anew with this package'
+    end = 8 + int.from_bytes(data[:8], 'little')
+    m = end <= len(data) and re.search(rb'"digest":"([0-9a-f]{64})"', data[:end])
+    if not m: raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
+    if _digest(data[:m.start(1)], _blank.encode(), memoryview(data)[m.end(1):]) != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')
+    meta = {k: json.loads(v) for k,v in json.loads(data[8:end])['__metadata__'].items() if k not in ('format', 'digest')}
     if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)}: it is a file of another kind')
-    return {k: v.float() if fp32 and v.is_floating_point() else v for k,v in weights.items()}, meta
+    return {k: v.float() if fp32 and v.is_floating_point() else v for k,v in load(data).items()}, meta

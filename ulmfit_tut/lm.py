@@ -12,7 +12,7 @@ import torch
 from fastai.text.all import *
 from .files import load_weights
 
-# %% ../nbs/03_language_model.ipynb #6e719356
+# %% ../nbs/03_language_model.ipynb #be821e8e
 _models = Path(__file__).parent/'models' if '__file__' in globals() else Path('../ulmfit_tut/models')
 pretrained_names = ('wiki', 'movies', 'wt103', 'none')
 
@@ -32,14 +32,13 @@ def read_vocab(
 
 def _wt103(backwards):
     name = 'bwd' if backwards else 'fwd'
-    try: path = untar_data(URLs.WT103_BWD if backwards else URLs.WT103_FWD, c_key='model')
+    try:
+        path = untar_data(URLs.WT103_BWD if backwards else URLs.WT103_FWD, c_key='model')
+        pth,itos = [(path/o).resolve(strict=True) for o in (f'lstm_{name}.pth', 'itos_wt103.pkl')]
     except Exception as e:
-        raise FileNotFoundError(f'wt103-{name} could not be fetched ({type(e).__name__}): lay lstm_{name}.pth and itos_wt103.pkl in '
+        raise FileNotFoundError(f'wt103-{name} could not be fetched or is not whole ({type(e).__name__}): lay lstm_{name}.pth and itos_wt103.pkl in '
                                 f'{fastai_cfg().path("model")/f"wt103-{name}"}, or use the embedded models "wiki" and "movies"') from e
-    lacks = [o for o in (f'lstm_{name}.pth', 'itos_wt103.pkl') if not (path/o).exists()]
-    if lacks: raise FileNotFoundError(f'{path} has no {" and no ".join(lacks)}: delete the folder, and it is fetched again')
-    vocab = read_vocab(path/'itos_wt103.pkl')
-    weights = torch.load(path/f'lstm_{name}.pth', map_location='cpu', weights_only=True)
+    vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
     return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
 
 def pretrained_lm(
