@@ -15,7 +15,7 @@ from .lm import read_vocab
 from .restore import model_weights
 from .rules import rule_sets
 
-# %% ../nbs/04_encoder.ipynb #375cc98b
+# %% ../nbs/04_encoder.ipynb #77ebaed2
 def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
     "The encoder inside a language model or a classifier, wrapped for several GPUs or not"
     enc = get_model(learn.model)[0]
@@ -51,11 +51,8 @@ def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rul
 
 def _versions(): return {o: version(o) for o in ('fastai', 'torch', 'spacy')}
 
-def save_encoder(
-    learn:Learner, # fastai text learner, language model or classifier
-    file:Path # `.safetensors` file to write
-) -> Path: # `file`
-    "Encoder weights and all that decides their meaning in one file, all or nothing"
+def save_encoder(learn:Learner, file:Path) -> Path: # `file`, which ends in `.safetensors`
+    "The encoder of a language model or classifier and all that decides the meaning of its weights in one file, all or nothing"
     return save_weights(file, model_weights(encoder_of(learn)), kind='encoder', versions=_versions(), **about(learn))
 
 # %% ../nbs/04_encoder.ipynb #a6e9c802
@@ -132,29 +129,22 @@ def to_fastai(
     with replacing(itos) as tmp: tmp.write_bytes(pickle.dumps(meta['vocab']))
     return to,itos
 
-# %% ../nbs/04_encoder.ipynb #6d650145
+# %% ../nbs/04_encoder.ipynb #8474d8be
 def _kind(learn):
     "What a whole model has beside its encoder"
-    enc,head = get_model(learn.model)
-    if not isinstance(learn.dls.vocab[0], str): return dict(kind='classifier', classes=list(map(str, learn.dls.vocab[1])), seq_len=enc.bptt, max_len=enc.max_len)
-    if not isinstance(head, LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
-    return dict(kind='lm', classes=None)
+    model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
+    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, seq_len=model[0].bptt, max_len=model[0].max_len)
+    if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
+    return dict(kind='lm', classes=None, several=several)
 
-def save_text_model(
-    learn:Learner, # fastai text learner
-    file:Path # `.safetensors` file to write
-) -> Path: # `file`
+def save_text_model(learn:Learner, file:Path) -> Path: # `file`, which ends in `.safetensors`
     "A whole language model or classifier, with words, rules and the names of the classes"
-    meta,loss = {**about(learn), **_kind(learn)},learn.loss_func
-    if meta['classes']: meta['thresh'] = getattr(loss, 'thresh', .5)
-    meta.update(versions=_versions(), several=isinstance(loss, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)), text_col=text_columns(learn))
+    meta = {**about(learn), **_kind(learn), 'versions': _versions(), 'text_col': text_columns(learn)}
+    if meta['classes']: meta['thresh'] = getattr(learn.loss_func, 'thresh', .5)
     return save_weights(file, model_weights(get_model(learn.model)), **meta)
 
-def load_text_model(
-    learn:Learner, # of the kind that was saved
-    file:Path # file that `save_text_model` wrote
-) -> dict: # `unchecked`: what one side does not show
-    "Load a whole model; `ValueError`, and nothing changed, if anything differs"
+def load_text_model(learn:Learner, file:Path) -> dict: # `unchecked`: what one side does not show
+    "Load a file of `save_text_model` into a learner of its kind; `ValueError`, and nothing changed, if anything differs"
     weights,meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))
     unchecked = _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)
