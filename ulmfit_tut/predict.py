@@ -15,7 +15,7 @@ from .encoder import _kind, about, load_text_model, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #6d8c7e56
+# %% ../nbs/07_predict.ipynb #6a0ffd28
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -54,7 +54,7 @@ def predict(
     if isinstance(texts, pd.DataFrame):
         cols = listify(text_col) or text_columns(learn) or ['text']
         if gone := [c for c in cols if list(texts.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(texts.columns)}: name it by text_col=')
-        texts = pd.Series(join_fields(texts, cols), texts.index)
+        texts = pd.Series(list(join_fields(texts, cols)), texts.index)
     index,texts = texts.index if isinstance(texts, pd.Series) else None,[texts] if isinstance(texts, str) else list(texts)
     classes,several = itemgetter('classes', 'several')(_kind(learn))
     if bad := [i for i,o in enumerate(texts) if not isinstance(o, str)][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(texts[i]).__name__ for i in bad]}: leave them out, or write them as text')

@@ -57,7 +57,7 @@ def stage_table(stages:list) -> pd.DataFrame: # a row a stage
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #bd4bcaad
+# %% ../nbs/05_unfreezing.ipynb #e2c093be
 def _scheds(stage, n_groups):
     "The rate of each group, and momentum, as functions of the share of a stage that is done"
     lr = np.array(even_mults(stage.lr.start, stage.lr.stop, n_groups) if isinstance(stage.lr, slice) else [stage.lr]*n_groups, float)
@@ -79,8 +79,7 @@ def stage_lrs(
 
 def plot_lrs(
     lrs:pd.DataFrame, # as `stage_lrs` and `fit_stages` return it
-    names:list=None, # of the groups, lowest first
-    ax=None
+    names:list=None, ax=None # of the groups, lowest first; and where to draw
 ): # the matplotlib axes
     "Learning rate of each group over the steps; a line begins where its group wakes"
     if ax is None: _,ax = plt.subplots(figsize=(7, 3.2), facecolor='white')
