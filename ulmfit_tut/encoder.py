@@ -117,12 +117,9 @@ def encoder_vocab(file:Path) -> list: # the words in the order of their rows
     "The vocabulary of a file that `save_encoder` wrote, to build `DataLoaders` with before the encoder is loaded"
     return load_weights(file)[1]['vocab']
 
-# %% ../nbs/04_encoder.ipynb #052e9a87
-def to_fastai(
-    file:Path, # file that `save_encoder` wrote
-    to:Path # `.pth` file to write; the vocabulary goes beside it, as `NAME_vocab.pkl`
-) -> tuple: # both paths
-    "An encoder in fastai's own form, for `learn.load_encoder`: weights without their words"
+# %% ../nbs/04_encoder.ipynb #1ea06416
+def to_fastai(file:Path, to:Path) -> tuple: # paths of the weights, `NAME.pth`, and of the vocabulary beside them, `NAME_vocab.pkl`
+    "A file of `save_encoder` in fastai's own form, for `learn.load_encoder`: weights without their words"
     weights,meta = _read(file, None)
     to,itos = Path(to).with_suffix('.pth'),Path(to).with_name(f'{Path(to).stem}_vocab.pkl')
     with replacing(to) as tmp: torch.save({**weights, 'encoder_dp.emb.weight': weights['encoder.weight']}, tmp)
