@@ -1,5 +1,5 @@
 """Files that say no: damaged, foreign, of another network, another vocabulary, another direction; and those that fit go in whole."""
-import os, pickle
+import copy, os, pickle
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import (AWD_LSTM, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, nn, set_seed, text_classifier_learner)
 from ulmfit_tut import files
@@ -9,6 +9,7 @@ from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model, to_fastai
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
+from ulmfit_tut.restore import clone_all, learner_weights, set_learner_state
 from ulmfit_tut.tokens import get_tokenizer
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
@@ -159,6 +160,32 @@ def test_classifier_file_alone(corpus, vocab, tmp_path):
     assert same(weights(clas), weights(again)) and list(again.dls.vocab[1]) == ['neg', 'pos']
     assert corpus.df.text[0][:40].encode() not in f.read_bytes() and str(corpus.path).encode() not in f.read_bytes()
     with pytest.raises(ValueError, match='no AWD_LSTM classifier'): load_classifier(save_encoder(clas, tmp_path/'e.safetensors'))
+
+@pytest.mark.parametrize('make', [lm_of, clas_of])
+def test_a_copy(corpus, vocab, make):
+    "Stock `deepcopy` of an AWD-LSTM always fails (pains: D23). Its weights by name are whole, and a `reset` without gradients mends the module"
+    learn, other = make(corpus, vocab), make(corpus, vocab)
+    with pytest.raises(RuntimeError, match='deepcopy protocol'): copy.deepcopy(learn.model)
+    for p in other.model.parameters(): p.data.zero_()
+    set_learner_state(other, clone_all(learner_weights(learn)))
+    assert same(weights(learn), weights(other))
+    with torch.no_grad():
+        learn.model.reset()
+        twin, x = copy.deepcopy(learn.model), torch.arange(8)[None]
+        assert torch.equal(twin.eval()(x)[0], learn.model.eval()(x)[0])
+    for p in twin.parameters(): p.data.zero_()
+    assert same(weights(learn), weights(other))                                                            # nothing is shared with the copy
+
+def test_one_matrix_or_two(corpus, vocab, tmp_path):
+    "A language model whose decoder has a matrix of its own does not go into one that reads and scores with the same"
+    own = lm_of(corpus, vocab, cfg={**small, 'tie_weights': False})
+    f = save_text_model(own, tmp_path/'own.safetensors')
+    refused(load_text_model, lm_of(corpus, vocab), f, '1.decoder.weight')
+    refused(load_text_model, own, save_text_model(lm_of(corpus, vocab), tmp_path/'tied.safetensors'), '1.decoder.weight')
+    again = lm_of(corpus, vocab, cfg={**small, 'tie_weights': False})
+    for p in again.model.parameters(): p.data.zero_()
+    load_text_model(again, f)
+    assert same(weights(own), weights(again))
 
 def test_a_kill_leaves_the_old_file(corpus, vocab, enc, monkeypatch):
     before = enc.read_bytes()

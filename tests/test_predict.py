@@ -158,6 +158,17 @@ def test_probabilities_are_the_models(df):
             assert (carried[0] - stock).abs().max() < 1e-5
             model.eval(); model[0].hidden, model[0].bs = hidden, 1
 
+@pytest.mark.parametrize('stock', [True, False])
+def test_losses_by_window(df, stock):
+    "Stock `get_preds` of a language model fails, and would keep tokens times words of numbers (pains: D25); by windows it does neither"
+    learn = lm(df)
+    if stock: learn.dls = TextDataLoaders.from_df(df.assign(valid=df.index % 2), text_col='text', valid_col='valid', is_lm=True, bs=4, seq_len=16, text_vocab=learn.dls.vocab, device='cpu', num_workers=0)
+    with learn.no_bar():
+        with pytest.raises(IndexError): learn.get_preds()
+        preds, targs, losses = learn.get_preds(reorder=False, with_preds=False, with_loss=True)
+        assert preds is None and losses.numel() == 4*len(learn.dls.valid) > 4 and float(losses.mean()) == pytest.approx(learn.validate()[0], rel=1e-5)
+        assert torch.equal(targs, torch.cat([y for _, y in learn.dls.valid], 1))
+
 def test_generate(df):
     learn = lm(df)
     a = generate(learn, 'The film', 12, n=4, seed=3)

@@ -5,20 +5,17 @@
 # %% auto #0
 __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_words', 'generate']
 
-# %% ../nbs/07_predict.ipynb #84d65a79
-import codecs, functools, threading
-from contextlib import contextmanager
-from pathlib import Path
-import numpy as np, pandas as pd, torch
+# %% ../nbs/07_predict.ipynb #8b648d48
+import codecs
 from fastai.text.all import *
 from .batches import TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
 from .data import join_fields
-from .encoder import about, load_text_model, text_columns, words_of
+from .encoder import _kind, about, load_text_model, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #ef45eadc
+# %% ../nbs/07_predict.ipynb #6a0ffd28
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -38,21 +35,12 @@ def _ids(learn, texts):
     if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers and shows no tokenizer: build its DataLoaders with text_dls or TextDataLoaders')
     tok = ds.tokenizer.tok
     if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
-        fast = mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str)
-        tok = _fast(mine['rules']) if fast else TokenizeWithRules(tok, ds.tokenizer.rules)
+        tok = _fast(mine['rules']) if mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str) else TokenizeWithRules(tok, ds.tokenizer.rules)
     num,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[]
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
     for ids,lens,names,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
-        ids = np.array([num[t] for t in names], np.int64)[ids]
-        res += np.split(ids, lens.cumsum()[:-1])
+        res += np.split(np.array([num[t] for t in names], np.int64)[ids], lens.cumsum()[:-1])
     return [o[::-1] for o in res] if mine['backwards'] else res
-
-def _texts(learn, texts, text_col):
-    if isinstance(texts, str): texts = [texts]
-    if not isinstance(texts, pd.DataFrame): return list(texts)
-    cols = listify(text_col) or text_columns(learn) or ['text']
-    if gone := [c for c in cols if list(texts.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(texts.columns)}: name it by text_col=')
-    return list(join_fields(texts, cols))
 
 def predict(
     learn:Learner, # fastai text classifier
@@ -61,26 +49,28 @@ def predict(
     text_col=None # column or columns of a DataFrame; default those of training
 ) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
-    index = texts.index if isinstance(texts, (pd.Series, pd.DataFrame)) else None
     if not hasattr(learn.dls, 'vocab') or isinstance(learn.dls.vocab[0], str): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
     if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
-    texts,classes,loss = _texts(learn, texts, text_col),list(map(str, learn.dls.vocab[1])),learn.loss_func
-    several = isinstance(loss, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
+    if isinstance(texts, pd.DataFrame):
+        cols = listify(text_col) or text_columns(learn) or ['text']
+        if gone := [c for c in cols if list(texts.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(texts.columns)}: name it by text_col=')
+        texts = pd.Series(list(join_fields(texts, cols)), texts.index)
+    index,texts = texts.index if isinstance(texts, pd.Series) else None,[texts] if isinstance(texts, str) else list(texts)
+    classes,several = itemgetter('classes', 'several')(_kind(learn))
     if bad := [i for i,o in enumerate(texts) if not isinstance(o, str)][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(texts[i]).__name__ for i in bad]}: leave them out, or write them as text')
     probs = np.zeros((len(texts), len(classes)), np.float32)
     act = torch.sigmoid if several else partial(F.softmax, dim=-1)
     for a in range(0, len(texts), 10_000):
         with _reading(learn) as (model,device):
             ids = _ids(learn, texts[a:a+10_000])
-            order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-            for b in (order[i:i+bs] for i in range(0, len(order), bs)):
+            for b in chunked(sorted(range(len(ids)), key=lambda i: -len(ids[i])), bs):
                 x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
                 probs[[a + i for i in b]] = act(model(x.to(device))[0].float()).cpu().numpy()
-    if several: label = [';'.join(c for c,p in zip(classes, r) if p > getattr(loss, 'thresh', .5)) for r in probs]
+    if several: label = [';'.join(c for c,p in zip(classes, r) if p > getattr(learn.loss_func, 'thresh', .5)) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=index)], axis=1)
 
-# %% ../nbs/07_predict.ipynb #3707ca6d
+# %% ../nbs/07_predict.ipynb #cbfa1fd5
 def load_classifier(
     file:Path, # classifier that `save_text_model` or `ulmfit` wrote, or the run folder of `ulmfit`
     tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
@@ -97,15 +87,14 @@ def load_classifier(
     label_col = classes if meta['several'] else ['label']
     tfms = text_tfms(None, tok, meta['vocab'], text_col, meta['backwards'], None, label_col, classes, meta['several'])
     row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
-    ds = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader)
-    seq_len = meta['seq_len'] or 72
-    dls = ds.dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False, seq_len=seq_len, n_out=len(classes), max_len=meta.get('max_len', 1440),
-                                    loss_func=BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat())
+    dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=meta['seq_len'], backwards=meta['backwards'], device=device)
+    loss = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat()
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False,
+                                    seq_len=meta['seq_len'], n_out=len(classes), max_len=meta.get('max_len', 1440), loss_func=loss)
     load_text_model(learn, file)
     return learn
 
-# %% ../nbs/07_predict.ipynb #ba0f2e0a
+# %% ../nbs/07_predict.ipynb #631a705f
 def predict_csv(
     learn:Learner, # fastai text classifier
     source:Path, # `.csv` file with the texts
@@ -115,7 +104,6 @@ def predict_csv(
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
-    if not Path(source).exists(): raise FileNotFoundError(f'No such file: {source}')
     try: codecs.lookup(encoding)
     except LookupError: raise ValueError(f'encoding={encoding!r} is none that Python knows') from None
     with replacing(out) as tmp:
@@ -126,19 +114,15 @@ def predict_csv(
             raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
     return Path(out)
 
-# %% ../nbs/07_predict.ipynb #60266c50
-def decode_tokens(
-    toks:list # tokens of fastai's rules
-) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
-    "Undo `xxmaj`, `xxup`, `xxrep` and `xxwrep`, and drop the marks that stand for no text"
+# %% ../nbs/07_predict.ipynb #0a866a57
+def decode_tokens(toks:list) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
+    "Undo `xxmaj`, `xxup`, `xxrep` and `xxwrep` in tokens of fastai's rules, and drop the marks that stand for no text"
     res,mark,it = [],None,iter(o for o in toks if o not in (BOS, EOS, PAD))
     for t in it:
         if t in (TK_MAJ, TK_UP): mark = t; continue
-        words = [t]
-        if t in (TK_REP, TK_WREP):
-            n,w = next(it, ''),next(it, '')
-            if not n.isdecimal() or int(n) > 100: words = [n, w]                                  # a model may write anything behind the mark
-            else: words = [w*int(n)] if t == TK_REP else [w]*int(n)
+        n,w = (next(it, ''),next(it, '')) if t in (TK_REP, TK_WREP) else ('1', t)
+        if not n.isdecimal() or int(n) > 100: words = [n, w]                                      # a model may write anything behind the mark
+        else: words = [w*int(n)] if t == TK_REP else [w]*int(n)
         if mark and words: words[0],mark = words[0].upper() if mark == TK_UP else words[0].capitalize(),None
         res += [o for o in words if o]
     return res
@@ -180,8 +164,5 @@ def generate(
             logits[:, banned] = -float('inf')
             x = torch.multinomial(next_words(logits, temperature, top_k, min_p), 1, generator=gen)
             res.append(x[:, 0].tolist())
-    def words(ids):
-        ids = list(itertools.takewhile(lambda i: vocab[i] != BOS, ids))
-        toks = [vocab[i] for i in ([*ids[::-1], *start[::-1]] if back else [*start, *ids])]
-        return ' '.join(decode_tokens(toks))
-    return [words(o) for o in zip(*res)]
+    texts = [[vocab[i] for i in (*start, *takewhile(lambda i: vocab[i] != BOS, o))] for o in zip(*res)]
+    return [' '.join(decode_tokens(o[::-1] if back else o)) for o in texts]

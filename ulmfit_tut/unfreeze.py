@@ -6,12 +6,8 @@
 __all__ = ['discriminative', 'Stage', 'classifier_stages', 'paper_stages', 'lm_stages', 'stage_table', 'stage_lrs', 'plot_lrs',
            'check_stages', 'fit_stages']
 
-# %% ../nbs/05_unfreezing.ipynb #686c7140
-import glob, hashlib, itertools, math, random, time
-from numbers import Number
-from pathlib import Path
+# %% ../nbs/05_unfreezing.ipynb #1088f577
 from typing import NamedTuple
-import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .files import load_weights, save_weights
 from .restore import clean_exit, clone_all, learner_state, learner_weights, set_learner_state
@@ -25,7 +21,7 @@ def discriminative(
     "A learning rate for each group, each `ratio` below the next (Howard & Ruder 2018, section 3.2)"
     return slice(lr/ratio**(n_groups-1), lr) if n_groups > 1 else lr
 
-# %% ../nbs/05_unfreezing.ipynb #0ad9b1d2
+# %% ../nbs/05_unfreezing.ipynb #3cf77295
 class Stage(NamedTuple):
     "Some epochs of one cycle"
     freeze_to:int     # as in fastai: -1 the last group alone, 0 all
@@ -35,8 +31,7 @@ class Stage(NamedTuple):
     slanted:bool=False # the paper's triangle (section 3.2: `cut_frac` 0.1, `ratio` 32), and not fastai's cosines
 
 def classifier_stages(
-    lrs=(2e-2, 1e-2, 5e-3, 1e-3), # of the last group, a stage each
-    epochs=(1, 1, 1, 2),
+    lrs=(2e-2, 1e-2, 5e-3, 1e-3), epochs=(1, 1, 1, 2), # a stage each; rates of the last group
     n_groups:int=5
 ) -> list: # four stages
     "The schedule of fastai's text tutorial: the head, then one and two more groups, then all"
@@ -51,10 +46,7 @@ def paper_stages(
     "One group more per epoch, each on a slanted triangle (Howard & Ruder 2018, sections 3.2 and 3.3)"
     return [Stage(-i if i < n_groups else 0, 1 if i < n_groups else epochs, discriminative(lr, n_groups), slanted=True) for i in range(1, n_groups + 1)]
 
-def lm_stages(
-    epochs=(1, 4), # frozen, then unfrozen
-    lrs=(2e-2, 5e-3)
-) -> list: # two stages; a stage of no epochs is left out
+def lm_stages(epochs=(1, 4), lrs=(2e-2, 5e-3)) -> list: # two stages, frozen and unfrozen; one of no epochs is left out
     "The schedule of a language model: word rows and decoder first, then everything"
     return [Stage(f, e, lr) for f,e,lr in zip((-1, 0), epochs, lrs) if e]
 
@@ -63,9 +55,10 @@ def stage_table(stages:list) -> pd.DataFrame: # a row a stage
     lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
     return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
 
-# %% ../nbs/05_unfreezing.ipynb #0f2ffb87
-def _scheds(stage, lr):
-    "Learning rate and momentum as functions of the share of a stage that is done"
+# %% ../nbs/05_unfreezing.ipynb #e2c093be
+def _scheds(stage, n_groups):
+    "The rate of each group, and momentum, as functions of the share of a stage that is done"
+    lr = np.array(even_mults(stage.lr.start, stage.lr.stop, n_groups) if isinstance(stage.lr, slice) else [stage.lr]*n_groups, float)
     lr_from,lr_to,cut,anneal = (lr/32, lr/32, .1, SchedLin) if stage.slanted else (lr/25, lr/1e5, .25, SchedCos)
     def up(a, b, c): return combine_scheds([cut, 1 - cut], [anneal(a, b), anneal(b, c)])
     return dict(lr=up(lr_from, lr, lr_to), **(dict(mom=up(*stage.moms)) if stage.moms else {}))
@@ -78,30 +71,27 @@ def stage_lrs(
     "The learning rates of a schedule, step by step"
     rows,n_iters = [],iter(listify(n_iter) if is_listy(n_iter) else itertools.repeat(n_iter))
     for i,s in enumerate(stages, 1):
-        lr = np.array(even_mults(s.lr.start, s.lr.stop, n_groups) if isinstance(s.lr, slice) else [s.lr]*n_groups)
-        f,awake = _scheds(s, lr)['lr'],np.arange(n_groups) >= s.freeze_to % n_groups
+        f,awake = _scheds(s, n_groups)['lr'],np.arange(n_groups) >= s.freeze_to % n_groups
         for e,n in zip(range(s.epochs), n_iters): rows += [(i, *f((e + k/n)/s.epochs)*awake) for k in range(n)]
-    return pd.DataFrame(rows, columns=['stage', *(f'g{i}' for i in range(n_groups))])
+    return pd.DataFrame(rows, columns=['stage', *(f'g{i}' for i in range(n_groups))], dtype=float).astype({'stage': int})
 
 def plot_lrs(
     lrs:pd.DataFrame, # as `stage_lrs` and `fit_stages` return it
-    names:list=None, # of the groups, lowest first
-    ax=None
+    names:list=None, ax=None # of the groups, lowest first; and where to draw
 ): # the matplotlib axes
     "Learning rate of each group over the steps; a line begins where its group wakes"
     if ax is None: _,ax = plt.subplots(figsize=(7, 3.2), facecolor='white')
-    groups = [o for o in lrs.columns if o.startswith('g')]
-    for i,(g,ls) in enumerate(zip(groups, itertools.cycle(['--', '-.', ':', (0, (6, 1, 1, 1, 1, 1)), '-']))):
+    for i,(g,ls) in enumerate(zip(lrs.filter(regex='^g'), itertools.cycle(['--', '-.', ':', (0, (6, 1, 1, 1, 1, 1)), '-']))):
         ax.plot(np.arange(len(lrs)), lrs[g].where(lrs[g] > 0), ls=ls, color=f'C{i}', label=names[i] if names else f'group {i}')
     for o in np.flatnonzero(lrs.stage.diff() > 0): ax.axvline(o, color='0.8', lw=1, zorder=0)
     ax.set(yscale='log', xlabel='step', ylabel='learning rate')
     ax.legend(frameon=False, fontsize=8, ncol=5, loc='lower center', bbox_to_anchor=(0.5, 1))
     return ax
 
-# %% ../nbs/05_unfreezing.ipynb #8411c6ab
+# %% ../nbs/05_unfreezing.ipynb #f08f59da
 class _Cycle(ParamScheduler):
     "A stage's rates, counted from its first epoch even where the run goes on later"
-    def __init__(self, stage, lr, done): super().__init__(_scheds(stage, lr)); self.done,self.of = done,stage.epochs
+    def __init__(self, stage, n_groups, done): super().__init__(_scheds(stage, n_groups)); self.done,self.of = done,stage.epochs
     def before_batch(self): self._update_val((self.done + self.epoch + self.iter/self.n_iter)/self.of)
 
 def _restart(learn, *seeds):
@@ -110,25 +100,24 @@ def _restart(learn, *seeds):
     set_seed(seed)
     for dl in learn.dls.loaders:
         dl.rng = random.Random(seed)
-        for g in (getattr(dl, 'generator', None), getattr(getattr(dl, 'sampler', None), 'generator', None)):
-            if g is not None: g.manual_seed(seed)
+        for o in (dl, getattr(dl, 'sampler', None)):
+            if getattr(o, 'generator', None): o.generator.manual_seed(seed)
         if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
         elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
 
 class _Epochs(Callback):
-    "Seeds every epoch, stops at NaN, and hands each finished epoch to `after`"
+    "Seeds every epoch, stops at NaN, and keeps what a finished one leaves: its row, its weights, the checkpoint"
     order = Recorder.order + 1
-    def __init__(self, seeds, done, after, extra): store_attr(); self.problem = None
+    def __init__(self, seed, i, stage, done, extra, plan, file, hist, last): store_attr(); self.problem,self.shape = None,()
     def stop(self, e): self.problem = e; raise CancelFitException                                 # fastai would rewrite the message of an exception that leaves a callback
     def before_fit(self):
         scaler,(n,val) = self.extra
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = n,torch.tensor(val)
         if scaler and getattr(self.learn, 'scaler', None): self.learn.scaler.load_state_dict(scaler)
     def before_epoch(self):
-        for o in self.learn.cbs:
-            if isinstance(o, GradientAccumulation): o.count = 0                                   # what is left of an epoch is dropped: no checkpoint holds it
+        for o in self.learn.cbs.filter(risinstance(GradientAccumulation)): o.count = 0              # what is left of an epoch is dropped: no checkpoint holds it
         self.opt.zero_grad()
-        _restart(self.learn, *self.seeds, self.done + self.epoch)
+        _restart(self.learn, self.seed, self.i, self.done + self.epoch)
         self.bad,self.t = 0,time.time()
     def before_batch(self): self.shape = tuple(getattr(first(self.xb), 'shape', ()))
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
@@ -137,18 +126,22 @@ class _Epochs(Callback):
         if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: self.stop(ValueError(f'The loss is no number any more: lower the learning rates ({self.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data'))
     def after_epoch(self):
         row = {k: None if v is None else float(v) for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1])}
-        try: self.after(self.done + self.epoch + 1, {**row, 'steps': self.steps, 'seconds': time.time() - self.t})
+        self.hist.append({**row, 'steps': self.steps, 'seconds': time.time() - self.t, 'stage': self.i+1, 'freeze_to': self.stage.freeze_to})
+        self.last = clone_all(learner_weights(self.learn))
+        if not self.file: return
+        (tensors,numbers),scaler,smooth = learner_state(self.learn),getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
+        meta = dict(plan=self.plan, history=[list(o.items()) for o in self.hist], at=(self.i, self.done + self.epoch + 1), numbers=numbers)
+        try: save_weights(self.file, tensors, extra=(scaler.state_dict() if scaler else None, (smooth.count, float(smooth.val))), **meta)
         except Exception as e: self.stop(e)
 
-# %% ../nbs/05_unfreezing.ipynb #63b2beb8
+# %% ../nbs/05_unfreezing.ipynb #1483c283
 def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
     def data(dl):
-        if isinstance(getattr(dl, 'lens', None), np.ndarray): parts = [np.asarray(o).tobytes() for o in (dl.ids, dl.starts, dl.lens, dl.table, 0 if getattr(dl, 'ys', None) is None else to_np(dl.ys))]
-        else:
-            items = getattr(dl.dataset, 'items', [])                                             # a table, file names, texts; of another dataset its length alone
-            parts = [items.to_csv().encode() if isinstance(items, pd.DataFrame) else repr(list(map(str, items))).encode()]
+        items,ys = getattr(dl.dataset, 'items', []),getattr(dl, 'ys', None)                      # a table, file names, texts; of another dataset its length alone
+        parts = [items.to_csv().encode() if isinstance(items, pd.DataFrame) else repr(list(map(str, items))).encode()]
+        if isinstance(getattr(dl, 'lens', None), np.ndarray): parts = [np.asarray(o).tobytes() for o in (dl.ids, dl.starts, dl.lens, dl.table, 0 if ys is None else to_np(ys))]
         return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=hashlib.sha256(b'|'.join(parts)).hexdigest()[:16])
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
@@ -168,12 +161,7 @@ def check_stages(learn:Learner, stages:list):
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
         if s.moms and len(s.moms) != 3: raise ValueError(f'moms={s.moms}: give three numbers, at the start, at the top, at the end')
 
-# %% ../nbs/05_unfreezing.ipynb #caca5277
-def _no_memory(shape, stage, e):
-    bs = shape[0] if shape else 1
-    how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
-    return RuntimeError(f'Out of memory in stage {stage+1} at a batch of shape {shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})')
-
+# %% ../nbs/05_unfreezing.ipynb #9cb538bb
 def fit_stages(
     learn:Learner, # any fastai learner with parameter groups
     stages:list, # of `Stage`
@@ -186,7 +174,7 @@ def fit_stages(
     if file and type(learn.opt) is not Optimizer: raise ValueError(f'opt_func gives a {type(learn.opt).__name__}, whose state a checkpoint does not hold: use one of fastai\'s own, or leave out file=')
     if file and (odd := [type(o).__name__ for o in learn.cbs if isinstance(o, TrackerCallback)]): raise ValueError(f'{odd} keep a memory that a checkpoint does not hold: leave them out, or file=')
     learn.dls.n_inp                                                       # fastai draws a batch to find it out: before the first seed, not after
-    plan,hist,at = _plan(learn, stages, int(seed)),[],(0, 0)
+    plan,hist,at,n = _plan(learn, stages, int(seed)),[],(0, 0),len(learn.opt.param_lists)
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'at', 'numbers', 'extra'), fp32=False)
         if diff := [f'{k} {meta["plan"][k]} / {plan[k]}' for k in plan if meta['plan'].get(k) != plan[k]]:
@@ -194,33 +182,22 @@ def fit_stages(
         hist,at = list(map(dict, meta['history'])),tuple(meta['at'])
         set_learner_state(learn, saved)
     for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.*.tmp') if file else []: o.unlink()                 # what a killed run was writing
-    last = clone_all(learner_weights(learn))
-    def after(i, e, row):
-        nonlocal last
-        hist.append({**row, 'stage': i+1, 'freeze_to': stages[i].freeze_to})
-        last = clone_all(learner_weights(learn))
-        if not file: return
-        (tensors,numbers),scaler,smooth = learner_state(learn),getattr(learn, 'scaler', None),learn.recorder.smooth_loss
-        extra = scaler.state_dict() if scaler else None,(smooth.count, float(smooth.val))
-        save_weights(file, tensors, plan=plan, history=[list(o.items()) for o in hist], at=(i, e), numbers=numbers, extra=extra)
-    for i,s in list(enumerate(stages))[at[0]:]:
+    for i,s in enumerate(stages):
         learn.freeze_to(s.freeze_to)
         for p in learn.model.parameters(): p.grad = None                  # a group frozen again would still decay with its old gradient
+        if (i, s.epochs) <= at: continue
         done = at[1] if i == at[0] else 0
-        if done == s.epochs: continue
         if done: set_learner_state(learn, saved, meta['numbers']); saved = None  # after `freeze_to`, which clears the optimizer's state
-        learn.opt.set_hyper('lr', s.lr if isinstance(s.lr, slice) else float(s.lr))
-        cbs = [_Cycle(s, np.array([h['lr'] for h in learn.opt.hypers]), done), _Epochs((int(seed), i), done, partial(after, i), meta['extra'] if done else (None, (0, 0.)))]
+        run = _Epochs(int(seed), i, s, done, meta['extra'] if done else (None, (0, 0.)), plan, file, hist, clone_all(learner_weights(learn)))
         try:
             with clean_exit(learn, keep=False):
-                learn.fit(s.epochs - done, cbs=cbs)
-                if cbs[1].problem: raise cbs[1].problem
+                learn.fit(s.epochs - done, cbs=[_Cycle(s, n, done), run])
+                if run.problem: raise run.problem
         except BaseException as e:
-            set_learner_state(learn, last)                                           # the last good epoch
-            if isinstance(e, RuntimeError) and 'out of memory' in str(e).lower(): raise _no_memory(getattr(cbs[1], 'shape', ()), i, e) from None
-            raise
-    def used(i, s):
-        "A callback may have ended the stage before its last epoch"
-        steps = [o['steps'] for o in hist if o['stage'] == i + 1]
-        return stage_lrs([s], len(learn.opt.param_lists), steps + [1]*(s.epochs - len(steps))).head(sum(steps)).assign(stage=i+1)
-    return pd.DataFrame(hist),pd.concat([used(*o) for o in enumerate(stages)], ignore_index=True)
+            set_learner_state(learn, run.last)                                       # the last good epoch
+            if not (isinstance(e, RuntimeError) and 'out of memory' in str(e).lower()): raise
+            bs = first(run.shape) or 1
+            how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
+            raise RuntimeError(f'Out of memory in stage {i+1} at a batch of shape {run.shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})') from None
+    steps = lambda i: [o['steps'] for o in hist if o['stage'] == i]              # a callback may have ended a stage before its last epoch
+    return pd.DataFrame(hist),pd.concat([stage_lrs([s], n, steps(i)).assign(stage=i) for i,s in enumerate(stages, 1)], ignore_index=True)
