@@ -54,7 +54,7 @@ class CorpusLabel(Transform):
         v = o[self.cols[0]]
         return next((s for s in (str(v), f'{v:g}' if isinstance(v, float) else '') if s in self.classes), str(v))      # 1.0 is the class 1 where some labels are missing
 
-# %% ../nbs/api/batches.ipynb #e2581ae9
+# %% ../nbs/api/batches.ipynb #a74dce85
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), Integral)
 
 def _source(ds):
@@ -70,10 +70,9 @@ def _source(ds):
     else:
         row = tl.corpus_text
         texts = [row(o) if isinstance(o, pd.Series) else o for o in ([r for _,r in items.iterrows()] if isinstance(items, pd.DataFrame) else items)]
-        table,blocks,lens = {},[np.zeros(0, np.int64)],[np.zeros(0, np.int64)]
-        for i,n,names,*_ in encode_texts(texts, tl.tokenizer.tok):
-            blocks.append(np.array([table.setdefault(t, len(table)) for t in names], np.int64)[i]); lens.append(n)
-        ids,lens,types = np.concatenate(blocks),np.concatenate(lens),list(table)
+        types,blocks,lens = [],[],[]
+        for i,n,new,*_ in encode_texts(texts, tl.tokenizer.tok): types += new; blocks.append(i); lens.append(n)
+        ids,lens = np.concatenate(blocks),np.concatenate(lens)
         starts = lens.cumsum() - lens
     ds._source = ids,starts,lens,np.array([tl.numericalize.o2i[t] for t in types], np.int64)
     return ds._source

@@ -18,7 +18,7 @@ from .encoder import about, load_text_model, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #ef45eadc
+# %% ../nbs/07_predict.ipynb #f47bedf4
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -40,11 +40,11 @@ def _ids(learn, texts):
     if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
         fast = mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str)
         tok = _fast(mine['rules']) if fast else TokenizeWithRules(tok, ds.tokenizer.rules)
-    num,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[]
+    num,table,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[],[]
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
-    for ids,lens,names,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
-        ids = np.array([num[t] for t in names], np.int64)[ids]
-        res += np.split(ids, lens.cumsum()[:-1])
+    for ids,lens,new,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
+        table += [num[t] for t in new]
+        res += np.split(np.array(table, np.int64)[ids], lens.cumsum()[:-1])
     return [o[::-1] for o in res] if mine['backwards'] else res
 
 def _texts(learn, texts, text_col):
