@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['ChunkTokenizer']
 
-# %% ../nbs/api/chunks.ipynb #b25348c9
-import gc, itertools, re, threading
+# %% ../nbs/api/chunks.ipynb #d6cb3cd5
+import functools, gc, itertools, re, threading
 import numpy as np
 from fastai.text.all import *
 from fastai.text.core import _re_wrep
 from array import array                                  # after fastai, which has another of this name
 from .rules import rule_sets
 
-# %% ../nbs/api/chunks.ipynb #d96973f5
+# %% ../nbs/api/chunks.ipynb #9db4c501
 _blank,_lines = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*')            # white space that becomes a token, blanks before it do not change it; the usual one, sooner found
 _word = re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)       # not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
 _N,_AT,_LEFT,_START,_END,_FIRST,_LAST,_TWICE,_BLANK = range(9)   # what `info` holds of a chunk
@@ -25,7 +25,12 @@ class _Numbers(dict):
 
 def _number(table, strings): return np.fromiter(map(table.__getitem__, strings), np.int64, len(strings))
 
-def _codes(s): return np.frombuffer(s.encode('utf-32-le'), np.uint32)
+def _spread(shapes, n):
+    "The characters of shapes, and how many of a word each stands for"
+    codes = np.frombuffer(shapes.encode('utf-32-le'), np.uint32)
+    size = np.ones(len(codes), np.int64)
+    size[codes == ord('W')] = n
+    return codes,size
 
 def _hash(s): return hash(s) & 0x7fffffff
 
@@ -45,20 +50,12 @@ class ChunkTokenizer:
 
     def __reduce__(self): return type(self),(self.rules, self.max_chunks)
 
-    def ready(self):
-        "Read spaCy's tables now; else the first text waits for them"
-        self._reset()
-        return self
-
     def _reset(self):
-        collects = gc.isenabled()
-        gc.disable()                                                                            # a collection amid the import looks through all of PyTorch
-        try:
-            from spacy.lang.en import English
-            from spacy.language import create_tokenizer
-            from spacy.vocab import Vocab
-        finally:
-            if collects: gc.enable()
+        gc.freeze()                                                                             # else collections amid the import look through all of PyTorch
+        from spacy.lang.en import English
+        from spacy.language import create_tokenizer
+        from spacy.vocab import Vocab
+        gc.unfreeze()
         self.fix,self.rep,_,*rest = rule_sets[self.rules]
         self.rest = compose(*rest[:-1])                                                         # all but `lowercase`, which adds `xxbos`
         class Bare(English.Defaults): tokenizer_exceptions = {}
@@ -68,10 +65,10 @@ class ChunkTokenizer:
         self.pairs = {o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}
         self.ends,self.starts = map(set, zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
-        self.sides,self.near = _Numbers(),{}
-        self.blanks,self.types,self.chunks,self.shapes = {},_Numbers(),_Numbers(),_Numbers()
+        self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
         self.pool,self.info,self.cuts,self.shape_info = map(array, 'iibi')
         self.sides[frozenset()]
+        self.near = functools.cache(lambda end, start: not self.pairs.isdisjoint(itertools.product(self.sides.names[end], self.sides.names[start])))
         self._add('\0', [BOS])
 
     def _add(self, chunk, toks, blank=0):
@@ -91,9 +88,9 @@ class ChunkTokenizer:
         words = pieces[1::2]
         pieces[1::2] = marks = [o if o in self.risky or len(o) > 60 else 'W' for o in words]
         shapes = ''.join(pieces)
-        size = self._sizes(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
+        _,size = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
         k = _number(self.shapes, shapes.split('\n')[:-1])
-        self._cut(self.shapes.names[len(self.shape_info)//6:])
+        if unseen := self.shapes.names[len(self.shape_info)//6:]: self._cut(unseen)
         width,at,n,*sides = np.frombuffer(self.shape_info, np.int32).reshape(-1, 6)[k].T
         cut = _pick(np.frombuffer(self.cuts, np.int8), at, width)
         edges = np.flatnonzero(cut)
@@ -102,22 +99,14 @@ class ChunkTokenizer:
         h = np.fromiter(map(hash, new), np.int64) & 0x7fffffff
         rows = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h], 1).astype(np.int32)
         self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
-        if reps != text:                                 # what the rule for repeated words will see; equal hashes are a hint, the rule itself decides
-            for i,(s,r) in enumerate(zip(new, reps.split('\n'))):
-                if s != r: w = r.split(); rows[i, _FIRST:_BLANK] = _hash(w[0]),_hash(w[-1]),any(map(str.__eq__, w, w[1:]))
+        for i,(s,r) in enumerate(zip(new, reps.split('\n'))):                                   # what the rule for repeated words will see; equal hashes are a hint, the rule decides
+            if s != r: w = r.split(); rows[i, _FIRST:_BLANK] = _hash(w[0]),_hash(w[-1]),any(map(str.__eq__, w, w[1:]))
         self.info.frombytes(rows.tobytes())
-
-    def _sizes(self, shapes, word):
-        codes = _codes(shapes)
-        res = np.ones(len(codes), np.int64)
-        res[codes == ord('W')] = word
-        return res
 
     def _cut(self, shapes):
         "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
-        if not shapes: return
         text = '\n'.join(shapes) + '\n'
-        codes,size = _codes(text),self._sizes(text, 2)
+        codes,size = _spread(text, 2)
         cut = np.zeros(size.sum(), np.int8)
         cut[[o.idx for o in self.words(text.replace('W', 'ww'))]] = 1
         cut = cut[size.cumsum() - size]
@@ -161,11 +150,9 @@ class ChunkTokenizer:
 
     def _merge(self, c):
         "Neighbours that one special case of spaCy may span become one chunk"
-        ends,starts,sides = self._of(c[:-1], _END),self._of(c[1:], _START),list(self.sides)
+        ends,starts = self._of(c[:-1], _END),self._of(c[1:], _START)
         near = np.flatnonzero((ends > 0) & (starts > 0))
-        for o in set(zip(ends[near].tolist(), starts[near].tolist())) - self.near.keys():
-            self.near[o] = not self.pairs.isdisjoint(itertools.product(*map(sides.__getitem__, o)))
-        near = [i for i,*o in zip(near.tolist(), ends[near].tolist(), starts[near].tolist()) if self.near[tuple(o)]]
+        near = [i for i,*o in zip(near.tolist(), ends[near].tolist(), starts[near].tolist()) if self.near(*o)]
         if not near: return c
         keep,names,s = np.ones(len(c), bool),self.chunks.names,{}
         for i in near[::-1]: s[i] = f'{names[c[i]]} {s.pop(i+1, names[c[i+1]])}'; keep[i+1] = False

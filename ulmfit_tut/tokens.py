@@ -29,7 +29,7 @@ def get_tokenizer(
         rules = rule_sets[rules]
     return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
 
-# %% ../nbs/api/tokens.ipynb #14d7dee6
+# %% ../nbs/api/tokens.ipynb #963c6e0f
 def text_digests(texts) -> bytes: # 16 bytes a text
     return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)
 
@@ -86,7 +86,9 @@ def encode_texts(
         nonlocal tok
         if n_workers < 2: yield from map(_Work(tok, encoding, root), _blocks(items)); return
         how = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)                # fastai is long to import in a new process
-        if isinstance(tok, ChunkTokenizer): tok = ChunkTokenizer(tok.rules, tok.max_chunks).ready()    # of our own: another thread may hold the lock of the one that is forked
+        if isinstance(tok, ChunkTokenizer):
+            tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                           # of our own: another thread may hold the lock of the one that is forked
+            tok.encode([''])                                                                          # reads spaCy's tables, once for all
         with ProcessPoolExecutor(n_workers, how, _start, (tok, encoding, root)) as ex:
             todo = deque()
             for b in _blocks(items):
