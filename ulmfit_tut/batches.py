@@ -51,7 +51,7 @@ class CorpusLabel(_LookUp):
         v = o[self.cols[0]]
         return f'{v:g}' if isinstance(v, float) and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
 
-# %% ../nbs/api/batches.ipynb #bfc8ace6
+# %% ../nbs/api/batches.ipynb #8909dd92
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), Integral)
 
 def _source(ds):
@@ -66,9 +66,10 @@ def _source(ds):
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
         texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
-        blocks = [(known(names)[ids], lens) for ids,lens,names,*_ in encode_texts(texts, tl.tokenizer.tok)] or [(known([]), known([]))]
+        types,blocks = [],[[np.zeros(0, np.int64)]*2]
+        for ids,lens,new,*_ in encode_texts(texts, tl.tokenizer.tok): types += new; blocks.append((ids, lens))
         ids,lens = map(np.concatenate, zip(*blocks))
-        ds._source = ids,lens.cumsum() - lens,lens,np.arange(len(tl.numericalize.vocab))             # numbers of the vocabulary already
+        ds._source = ids,lens.cumsum() - lens,lens,known(types)
     return ds._source
 
 class _TextDL(TfmdDL):

@@ -5,24 +5,39 @@
 # %% auto #0
 __all__ = ['ChunkTokenizer']
 
-# %% ../nbs/api/chunks.ipynb #56e45df3
-import itertools, re, threading
+# %% ../nbs/api/chunks.ipynb #d6cb3cd5
+import functools, gc, itertools, re, threading
 import numpy as np
 from fastai.text.all import *
 from fastai.text.core import _re_wrep
 from array import array                                  # after fastai, which has another of this name
 from .rules import rule_sets
 
-# %% ../nbs/api/chunks.ipynb #b97415b0
-_blank = re.compile(r'[^\S ]\s*')                       # white space that becomes a token; blanks before it do not change it
-_plain = re.compile(r'''(["(]?)[a-z]+(?:-[a-z]+)*((?:'s)?[,.!?;:]?(?:[")][,.!?;:]?)?)''', re.I | re.A)
-_parts = re.compile("'s|[a-z]+|.")
+# %% ../nbs/api/chunks.ipynb #9db4c501
+_blank,_lines = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*')            # white space that becomes a token, blanks before it do not change it; the usual one, sooner found
+_word = re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)       # not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
 _N,_AT,_LEFT,_START,_END,_FIRST,_LAST,_TWICE,_BLANK = range(9)   # what `info` holds of a chunk
 
 class _Numbers(dict):
-    "Numbers for strings in the order of their first look-up; `new` lists those that got one"
-    def __init__(self): self.new = []
-    def __missing__(self, k): self[k] = n = len(self); self.new.append(k); return n
+    "Numbers for strings in the order of their first look-up, as `names` has them"
+    def __init__(self): self.names = []
+    def __missing__(self, k): self[k] = n = len(self); self.names.append(k); return n
+
+def _number(table, strings): return np.fromiter(map(table.__getitem__, strings), np.int64, len(strings))
+
+def _spread(shapes, n):
+    "The characters of shapes, and how many of a word each stands for"
+    codes = np.frombuffer(shapes.encode('utf-32-le'), np.uint32)
+    size = np.ones(len(codes), np.int64)
+    size[codes == ord('W')] = n
+    return codes,size
+
+def _hash(s): return hash(s) & 0x7fffffff
+
+def _pick(pool, at, n):
+    "The stretches of `pool` that start at `at` and are `n` long, end to end"
+    ends = n.cumsum()
+    return pool[np.arange(ends[-1]) + np.repeat(at - (ends - n), n)]
 
 class ChunkTokenizer:
     "The tokens of `rules` and spaCy's English tokenizer, each chunk worked on once; call it with texts, as any fastai tokenizer"
@@ -35,74 +50,75 @@ class ChunkTokenizer:
 
     def __reduce__(self): return type(self),(self.rules, self.max_chunks)
 
-    def ready(self):
-        "Read spaCy's tables now; else the first text waits for them"
-        self._reset()
-        return self
-
     def _reset(self):
-        from spacy.tokenizer import Tokenizer as Words
+        gc.freeze()                                                                             # else collections amid the import look through all of PyTorch
+        from spacy.lang.en import English
+        from spacy.language import create_tokenizer
+        from spacy.vocab import Vocab
+        gc.unfreeze()
         self.fix,self.rep,_,*rest = rule_sets[self.rules]
         self.rest = compose(*rest[:-1])                                                         # all but `lowercase`, which adds `xxbos`
-        self.words = o = WordTokenizer('en').pipe.__self__.tokenizer
-        bare = Words(o.vocab, {}, o.prefix_search, o.suffix_search, o.infix_finditer, o.token_match, o.url_match)
-        o.vocab.lex_attr_getters.clear()                                                        # shape, stem and the like of each new word, which nobody reads
-        self.special,self.pairs = set(o.rules) - {"'s"},set()                                   # behind a word it is a suffix, and never looked up
-        for s in o.rules:
-            p = [t.text for t in bare(s)]
-            self.pairs.update(zip(p, p[1:]))
-        self.ends,self.starts = (groupby(sorted(set(o)), itemgetter(k)) for o,k in zip(zip(*self.pairs), (-1, 0)))
-        self.end_sets,self.start_sets,self.danger = {frozenset(): 0},{frozenset(): 0},np.zeros((1, 1), bool)
-        self.start_of,self.end_of = ({o: self._side(sets, [o]) for o in sorted(set(p))} for sets,p in zip((self.start_sets, self.end_sets), reversed(list(zip(*self.pairs)))))
-        self.risky = {t for o in itertools.chain(self.special, *self.pairs) for t in _parts.findall(o) if t == '-' or t.isalpha()}
-        ends = ['', *',.!?;:']
-        self.affixes = {o: self._special(_parts.findall(o.lower())) for o in map(''.join, itertools.product(['', '"', '('], ['', "'s", "'S"], ends, ['', '"', ')'], ends))}
-        self.blanks,self.types,self.chunks = {},_Numbers(),_Numbers()
-        self.pool,self.info = array('i'),array('i')
-        self._add('\0', [BOS], BOS)
+        class Bare(English.Defaults): tokenizer_exceptions = {}
+        self.words,bare = (create_tokenizer()(SimpleNamespace(vocab=Vocab(), Defaults=o)) for o in (English.Defaults, Bare))      # `spacy.blank` makes much else
+        special = [o for o in self.words.rules if o == o.lower()]
+        for o in defaults.text_spec_tok: self.words.add_special_case(o, [dict(ORTH=o)])
+        self.pairs = {o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}
+        self.ends,self.starts = map(set, zip(*self.pairs))
+        self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
+        self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
+        self.pool,self.info,self.cuts,self.shape_info = map(array, 'iibi')
+        self.sides[frozenset()]
+        self.near = functools.cache(lambda end, start: not self.pairs.isdisjoint(itertools.product(self.sides.names[end], self.sides.names[start])))
+        self._add('\0', [BOS])
 
-    def _row(self, toks, words='', left=0, start=0, end=0, blank=0):
-        "`words` is what the rule for repeated words will see; equal hashes are a hint, the rule itself decides"
-        w,at = words.split() or [''],len(self.pool)
+    def _add(self, chunk, toks, blank=0):
+        self._learn()
+        self.info.extend((len(toks), len(self.pool), 0, 0, 0, _hash(chunk), _hash(chunk), 0, blank))
         self.pool.extend(map(self.types.__getitem__, toks))
-        return len(toks),at,left,start,end,hash(w[0]) & 0x7fffffff,hash(w[-1]) & 0x7fffffff,any(map(str.__eq__, w, w[1:])),blank
+        return self.chunks[chunk]
 
-    def _add(self, chunk, *args, **kwargs):
-        self.info.extend(self._row(*args, **kwargs))
-        self.chunks[chunk] = len(self.chunks)
+    def _learn(self):
+        "Tokens of the chunks that are new, all at once: a line break keeps them apart for every rule, and for spaCy"
+        new = self.chunks.names[len(self.info)//9:]
+        if not new: return
+        text = '\n'.join(new)
+        reps = self.rep(text)
+        low = self.rest(reps).lower() + '\n'
+        pieces = _word.split(low)
+        words = pieces[1::2]
+        pieces[1::2] = marks = [o if o in self.risky or len(o) > 60 else 'W' for o in words]
+        shapes = ''.join(pieces)
+        _,size = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
+        k = _number(self.shapes, shapes.split('\n')[:-1])
+        if unseen := self.shapes.names[len(self.shape_info)//6:]: self._cut(unseen)
+        width,at,n,*sides = np.frombuffer(self.shape_info, np.int32).reshape(-1, 6)[k].T
+        cut = _pick(np.frombuffer(self.cuts, np.int8), at, width)
+        edges = np.flatnonzero(cut)
+        a,tok = (size.cumsum() - size)[edges],cut[edges[:-1]] == 1
+        toks = [low[i:j] for i,j in zip(a[:-1][tok].tolist(), a[1:][tok].tolist())]
+        h = np.fromiter(map(hash, new), np.int64) & 0x7fffffff
+        rows = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h], 1).astype(np.int32)
+        self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
+        for i,(s,r) in enumerate(zip(new, reps.split('\n'))):                                   # what the rule for repeated words will see; equal hashes are a hint, the rule decides
+            if s != r: w = r.split(); rows[i, _FIRST:_BLANK] = _hash(w[0]),_hash(w[-1]),any(map(str.__eq__, w, w[1:]))
+        self.info.frombytes(rows.tobytes())
 
-    def _numbers(self, strings):
-        "Number chunks, and learn all new ones at once: a line break keeps them apart for every rule, and for spaCy"
-        strings = list(strings)
-        self.chunks.new.clear()
-        res,new = np.fromiter(map(self.chunks.__getitem__, strings), np.int64, len(strings)),self.chunks.new
-        if not new: return res
-        reps,rows,hard = self.rep('\n'.join(new)).split('\n'),[],[]
-        gs = self.rest('\n'.join(reps)).lower().split('\n')
-        for s,r,g in zip(new, reps, gs):
-            m = _plain.fullmatch(s) if r == s else None
-            if m: low = s.lower(); toks = [low] if low.isalpha() else _parts.findall(low)
-            if not m or (self.affixes[m[1] + m[2]] or not self.risky.isdisjoint(toks)) and self._special(toks): hard.append((len(rows), s, r, g)); rows.append(None); continue
-            start,end = self.start_of.get(toks[0], 0),self.end_of.get(toks[-1], 0)
-            if g != low and (mark := g.split(' ')[:-1]): toks,start = mark + toks,0
-            rows.append((len(toks), len(self.pool), 0, start, end, h := hash(s) & 0x7fffffff, h, 0, 0))
-            self.pool.extend(map(self.types.__getitem__, toks))
-        words,at = [o.text for o in self.words('\n'.join(g.strip() for *_,g in hard))] + ['\n'],0
-        for i,s,r,g in hard:
-            end = words.index('\n', at)
-            toks,at,t = words[at:end],end + 1,g.strip()
-            start = [b for b in self.starts.get(t[0], ()) if t.startswith(b)] if toks[0] not in defaults.text_spec_tok else ()
-            end = [a for a in self.ends.get(t[-1], ()) if t.endswith(a)]
-            rows[i] = self._row(toks, s if r == s else r, g[0] == ' ', self._side(self.start_sets, start), self._side(self.end_sets, end))
-        self.info.extend(itertools.chain.from_iterable(rows))
-        return res
-
-    def _special(self, toks):
-        "May a part of this be a special case of spaCy? A chunk with a word in `risky`, or an affix that is true in `affixes`, may"
-        spans = {''.join(toks[i:j]) for i in range(len(toks)) for j in range(i+1, len(toks)+1)}
-        return not self.special.isdisjoint(spans) or not self.pairs.isdisjoint(zip(toks, toks[1:]))
-
-    def _side(self, sets, o): return sets.setdefault(frozenset(o), len(sets)) if o else 0
+    def _cut(self, shapes):
+        "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
+        text = '\n'.join(shapes) + '\n'
+        codes,size = _spread(text, 2)
+        cut = np.zeros(size.sum(), np.int8)
+        cut[[o.idx for o in self.words(text.replace('W', 'ww'))]] = 1
+        cut = cut[size.cumsum() - size]
+        cut[(codes == ord(' ')) | (codes == ord('\n'))] = 2
+        width = np.array([len(o) + 1 for o in shapes])
+        at = width.cumsum() - width
+        edge = range(1, 1 + max(map(len, self.ends | self.starts)))
+        for s,*row in zip(shapes, width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
+            t = s.strip()
+            start,end = self.starts.intersection(t[:k] for k in edge),self.ends.intersection(t[-k:] for k in edge)
+            self.shape_info.extend((*row, s[0] == ' ', self.sides[frozenset(start)], self.sides[frozenset(end)]))
+        self.cuts.frombytes(cut.tobytes())
 
     def _of(self, c, k): return np.frombuffer(self.info, np.int32).reshape(-1, 9)[c, k]
 
@@ -113,17 +129,17 @@ class ChunkTokenizer:
             for o in ('', ' '): self._add(k + o, [replace_space(rm_useless_spaces(w + o))], blank=1)
         return f' {self.blanks[w]} '
 
-    def _split(self, x):
+    def _chunks(self, x, text):
+        "The text that `fix` made of `text`, as numbers of chunks"
         x = x.strip()
-        if '\0' in x: return
-        if not x.isprintable(): x = _blank.sub(self._mark, x)                                   # no blank but the plain one counts as printable
-        return ['\0', *x.split()]
+        if '\0' in x: return self._whole(text)
+        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(self._mark, x)                # no blank but the plain one counts as printable
+        return _number(self.chunks, ['\0', *x.split()])
 
     def _whole(self, text):
-        k,toks = f'\0\0{len(self.chunks)}',self.words(compose(*rule_sets[self.rules])(text))
-        self._add(k, [replace_space(o.text) for o in toks][1:], k)
+        toks = self.words(compose(*rule_sets[self.rules])(text))
         self.n_whole += 1
-        return ['\0', k]
+        return np.array([0, self._add(f'\0\0{len(self.chunks)}', [replace_space(o.text) for o in toks][1:])])
 
     def _repeats(self, c):
         "Texts in which a word may follow itself"
@@ -132,37 +148,34 @@ class ChunkTokenizer:
         may = keep[np.append(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST), False) | (self._of(d, _TWICE) > 0)]
         return np.unique(np.searchsorted(np.flatnonzero(c == 0), may, side='right') - 1)
 
-    def _merge(self, c, parts):
+    def _merge(self, c):
         "Neighbours that one special case of spaCy may span become one chunk"
-        if self.danger.shape != (len(self.end_sets), len(self.start_sets)):
-            self.danger = np.array([[not self.pairs.isdisjoint(itertools.product(a, b)) for b in self.start_sets] for a in self.end_sets])
-        near = np.flatnonzero(self.danger[self._of(c[:-1], _END), self._of(c[1:], _START)])
-        if not len(near): return c
-        s,keep = list(itertools.chain.from_iterable(parts)),np.ones(len(c), bool)
-        for i in near[::-1]: s[i] += ' ' + s[i+1]; keep[i+1] = False
-        heads = near[keep[near]]
-        c[heads] = self._numbers([s[i] for i in heads])
+        ends,starts = self._of(c[:-1], _END),self._of(c[1:], _START)
+        near = np.flatnonzero((ends > 0) & (starts > 0))
+        near = [i for i,*o in zip(near.tolist(), ends[near].tolist(), starts[near].tolist()) if self.near(*o)]
+        if not near: return c
+        keep,names,s = np.ones(len(c), bool),self.chunks.names,{}
+        for i in near[::-1]: s[i] = f'{names[c[i]]} {s.pop(i+1, names[c[i+1]])}'; keep[i+1] = False
+        c[list(s)] = _number(self.chunks, s.values())
+        self._learn()
         return c[keep]
 
     def _encode(self, texts):
         if self.chunks is None or len(self.chunks) > self.max_chunks: self._reset()                       # spaCy is long to import, an opened corpus may not need it
-        fixed = [self.fix(t) for t in texts]
-        parts = [self._split(x) or self._whole(t) for x,t in zip(fixed, texts)]
-        c = self._numbers(itertools.chain.from_iterable(parts))
-        cs = np.split(c, np.flatnonzero(c == 0)[1:])
-        for i in self._repeats(c):
-            y = self.rep(fixed[i])
+        cs = [self._chunks(self.fix(o), o) for o in texts]
+        self._learn()
+        for i in self._repeats(np.concatenate(cs)):
+            y = self.rep(self.fix(texts[i]))
             if not _re_wrep.search(y): continue
             y = replace_wrep(y)
-            parts[i] = self.rep(y) == y and self._split(y) or self._whole(texts[i])
-            cs[i] = self._numbers(parts[i])
-        c = self._merge(np.concatenate(cs), parts)
+            cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
+        self._learn()
+        c = self._merge(np.concatenate(cs))
         w = np.flatnonzero(self._of(c, _BLANK))
         c[w] += self._of(c[w+1], _LEFT)
         n = self._of(c, _N).astype(np.int64)
         ends = n.cumsum()
-        ids = np.frombuffer(self.pool, np.int32)[np.arange(ends[-1]) + np.repeat(self._of(c, _AT) - (ends - n), n)]
-        return ids,np.diff(np.append((ends - n)[c == 0], ends[-1])),self.types.new
+        return _pick(np.frombuffer(self.pool, np.int32), self._of(c, _AT), n),np.diff(np.append((ends - n)[c == 0], ends[-1])),self.types.names
 
     def encode(self, texts:list) -> tuple: # ids of all texts end to end, number of tokens of each text, and the tokens that the ids count in
         "Tokens of texts as numbers; `ValueError` for a text that UTF-8 cannot hold"

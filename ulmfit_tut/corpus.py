@@ -89,7 +89,7 @@ def _like(d, n, key):
     try: meta = json.loads((d/'meta.json').read_text()); return meta['texts'] == n and {**meta['key'], 'content': ''} == {**key, 'content': ''}
     except (OSError, ValueError, KeyError, TypeError): return True
 
-# %% ../nbs/api/corpus.ipynb #d9d02639
+# %% ../nbs/api/corpus.ipynb #b853513b
 _format = 2
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
@@ -99,23 +99,22 @@ def _whole(d):
     except (OSError, ValueError, KeyError, TypeError): return False
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
-    table,counts,lens,whole,h = {},np.zeros(0, np.int64),[],0,hashlib.sha256()
+    names,counts,lens,whole,h = [],np.zeros(0, np.int64),[],0,hashlib.sha256()
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
-        for ids,n,types,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root):
-            here = np.array([table.setdefault(t, len(table)) for t in types], np.uint32)
-            counts = np.append(counts, np.zeros(len(table) - len(counts), np.int64))
-            np.add.at(counts, here, np.bincount(ids, minlength=len(here)))
-            raw.write(here[ids].tobytes())
+        for ids,n,new,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root):
+            names += new
+            counts,old = np.bincount(ids, minlength=len(names)),counts
+            counts[:len(old)] += old
+            raw.write(ids.tobytes())
             lens.append(n)
             whole += w
             h.update(digests)
-    names = list(table)
     order = sorted(range(len(names)), key=lambda i: (-counts[i], names[i]))
     rank,dtype = np.empty(len(names), np.uint32),np.min_scalar_type(max(len(names) - 1, 0))
     rank[order] = np.arange(len(names))
     with open(d/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
-        while block := raw.read(2**24): f.write(rank[np.frombuffer(block, np.uint32)].astype(dtype).tobytes())
+        while block := raw.read(2**24): f.write(rank[np.frombuffer(block, np.int32)].astype(dtype).tobytes())
     (d/'raw').unlink()
     np.save(d/'offsets.npy', np.cumsum([0, *itertools.chain.from_iterable(lens)], dtype=np.int64))
     (d/'types.json').write_text(json.dumps([names[i] for i in order]))

@@ -15,7 +15,7 @@ from .encoder import _kind, about, load_text_model, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
-# %% ../nbs/07_predict.ipynb #6a0ffd28
+# %% ../nbs/07_predict.ipynb #2c062305
 _lock = threading.RLock()
 _fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
@@ -36,10 +36,11 @@ def _ids(learn, texts):
     tok = ds.tokenizer.tok
     if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
         tok = _fast(mine['rules']) if mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str) else TokenizeWithRules(tok, ds.tokenizer.rules)
-    num,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[]
+    num,table,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[],[]
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
-    for ids,lens,names,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
-        res += np.split(np.array([num[t] for t in names], np.int64)[ids], lens.cumsum()[:-1])
+    for ids,lens,new,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
+        table += [num[t] for t in new]
+        res += np.split(np.array(table, np.int64)[ids], lens.cumsum()[:-1])
     return [o[::-1] for o in res] if mine['backwards'] else res
 
 def predict(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['get_tokenizer', 'text_digests', 'encode_texts', 'tokenize']
 
-# %% ../nbs/api/tokens.ipynb #67d0d0b5
-import hashlib, itertools, multiprocessing, sys
+# %% ../nbs/api/tokens.ipynb #30724ab4
+import gc, hashlib, itertools, multiprocessing, os, sys
 from collections import defaultdict, deque
 from pathlib import Path
 import numpy as np
@@ -29,28 +29,35 @@ def get_tokenizer(
         rules = rule_sets[rules]
     return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
 
-# %% ../nbs/api/tokens.ipynb #f7a44638
+# %% ../nbs/api/tokens.ipynb #963c6e0f
 def text_digests(texts) -> bytes: # 16 bytes a text
     return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)
 
-def _start(tok, encoding, root):
-    global _worker
-    _worker = tok,encoding,root
+class _Work:
+    "Texts of one process as numbers; the name of a number goes with the first block that has it"
+    def __init__(self, tok, encoding, root): store_attr(); self.names = None
+    def __call__(self, items):
+        tok,texts = self.tok,[read_text(o if self.root is None else f'{self.root}/{o}', self.encoding) if self.root is not None or isinstance(o, Path) else o for o in items]
+        whole = getattr(tok, 'n_whole', 0)
+        if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
+        else:
+            type_id,toks = defaultdict(itertools.count().__next__),[list(o) for o in tok(texts)]
+            ids,lens = np.array([type_id[t] for o in toks for t in o], np.int32),np.array([len(o) for o in toks], np.int64)
+            names = list(type_id)
+        if names is not self.names: self.names,self.sent = names,np.zeros(0, bool)                # the numbers start again
+        self.sent = np.append(self.sent, np.zeros(len(names) - len(self.sent), bool))
+        used = np.zeros(len(names), bool)
+        used[ids] = True
+        new = np.flatnonzero(used & ~self.sent)
+        self.sent[new] = True
+        return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts)
 
-def _block(items, *how):
-    tok,encoding,root = how or _worker
-    texts = [read_text(o if root is None else f'{root}/{o}', encoding) if root is not None or isinstance(o, Path) else o for o in items]
-    whole = getattr(tok, 'n_whole', 0)
-    if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
-    else:
-        type_id,toks = defaultdict(itertools.count().__next__),[list(o) for o in tok(texts)]
-        ids,lens = np.array([type_id[t] for o in toks for t in o], np.int32),np.array([len(o) for o in toks], np.int64)
-        names = list(type_id)
-    used = np.zeros(len(names), np.int32)
-    used[ids] = 1
-    here = np.flatnonzero(used)
-    used[here] = np.arange(len(here))
-    return used[ids],lens,[names[i] for i in here],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts)
+def _start(*how):
+    global _work
+    gc.freeze()                                           # what was made before the fork is not looked through again, and stays shared
+    _work = _Work(*how)
+
+def _run(items): return _work(items)
 
 def _blocks(items, n=1000, n_chars=2**22):
     block,chars = [],0
@@ -67,7 +74,7 @@ def encode_texts(
     progress:bool=None, # a bar over the blocks; default from 5,000 texts
     encoding:str='utf8', # of files
     root:Path=None # folder: `items` are names of files in it
-): # yields for each block: ids, tokens in each text, the tokens that the ids count in, texts that spaCy read whole, a digest of each text
+): # yields for each block: ids, tokens in each text, the tokens that get the next ids, texts that spaCy read whole, a digest of each text
     "Texts as numbers, in order, with bounded memory; `TypeError` for what is no text"
     if bad := [i for i,o in enumerate(items) if not isinstance(o, (str, Path))][:5]:
         raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
@@ -75,17 +82,26 @@ def encode_texts(
     if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
     if n_workers is None: n_workers = min(defaults.cpus, len(items)//1000)
     bar = partial(progress_bar, total=-(-len(items)//1000), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
-    if n_workers < 2: yield from bar(_block(b, tok, encoding, root) for b in _blocks(items)); return
-    how = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)                # fastai is long to import in a new process
-    if isinstance(tok, ChunkTokenizer): tok = ChunkTokenizer(tok.rules, tok.max_chunks).ready()    # of our own: another thread may hold the lock of the one that is forked
-    with ProcessPoolExecutor(n_workers, how, _start, (tok, encoding, root)) as ex:
-        def ahead():
+    def results():
+        nonlocal tok
+        if n_workers < 2: yield from map(_Work(tok, encoding, root), _blocks(items)); return
+        how = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)                # fastai is long to import in a new process
+        if isinstance(tok, ChunkTokenizer):
+            tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                           # of our own: another thread may hold the lock of the one that is forked
+            tok.encode([''])                                                                          # reads spaCy's tables, once for all
+        with ProcessPoolExecutor(n_workers, how, _start, (tok, encoding, root)) as ex:
             todo = deque()
             for b in _blocks(items):
-                todo.append(ex.submit(_block, b))
+                todo.append(ex.submit(_run, b))
                 if len(todo) > 2*n_workers: yield todo.popleft().result()
             while todo: yield todo.popleft().result()
-        yield from bar(ahead())
+    table,known = {},defaultdict(lambda: np.zeros(0, np.int32))                                       # tokens' numbers here, and by process of its numbers
+    for process,ids,lens,at,names,*rest in bar(results()):
+        new = [t for t in names if t not in table]
+        table.update(zip(new, itertools.count(len(table))))
+        here = known[process] = np.append(known[process], np.zeros(max(0, at.max(initial=-1) + 1 - len(known[process])), np.int32))
+        here[at] = [table[t] for t in names]
+        yield here[ids],lens,new,*rest
 
 def tokenize(
     texts, # strings, or `Path`s of files
@@ -93,8 +109,9 @@ def tokenize(
     n_workers:int=None, progress:bool=None # as in `encode_texts`
 ) -> L: # a list of tokens for each text, in order
     "Tokens of many texts"
-    res = []
-    for ids,lens,names,*_ in encode_texts(list(texts), tok, n_workers, progress):
-        toks,ends = np.array(names, dtype=object)[ids].tolist(),lens.cumsum().tolist()
+    res,names = [],[]
+    for ids,lens,new,*_ in encode_texts(list(texts), tok, n_workers, progress):
+        names += new
+        toks,ends = list(map(names.__getitem__, ids.tolist())),lens.cumsum().tolist()
         res += [toks[a:b] for a,b in zip([0, *ends], ends)]
     return L(res)
