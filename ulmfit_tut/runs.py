@@ -6,49 +6,44 @@
 __all__ = ['arms', 'check_settings', 'unfinished', 'write_csv', 'write_json', 'data_table', 'run_tables', 'comparison',
            'seconds_a_token', 'say_plan', 'steady_memory']
 
-# %% ../nbs/api/runs.ipynb #8910dbbe
-import contextlib, csv, ctypes, json, math
-from timeit import timeit
+# %% ../nbs/api/runs.ipynb #e7fa81a3
+import contextlib, csv, ctypes, json, math, timeit
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .compare import wilson
 from .files import replacing
-from .lm import pretrained_names
 
-# %% ../nbs/api/runs.ipynb #293a783d
+# %% ../nbs/api/runs.ipynb #07d07a90
 arms = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='{}, no LM fine-tuning')
 
 def check_settings(c:dict): # arguments of `ulmfit` by name
-    "`ValueError` that names the setting, its value and what is allowed"
+    "`ValueError` that names the setting, its value and what is allowed; `pretrained_lm` and `get_texts` check theirs"
     def must(ok, k, what):
         if not ok: raise ValueError(f'{k}={c[k]!r}: {what}')
-    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    have = ['cpu', *['cuda']*torch.cuda.is_available(), *['mps']*torch.backends.mps.is_available()]
     whole,above = lambda o: isinstance(o, int) and o >= 0,lambda o: isinstance(o, (int, float)) and 0 < o < math.inf
-    must(c['pretrained'] in pretrained_names, 'pretrained', f'use one of {", ".join(pretrained_names)}')
+    must(c['device'].split(':')[0] in have, 'device', f'use cpu, cuda or mps, of which this machine has {" and ".join(have)}')
     must(set(c['compare']) <= set(arms), 'compare', f'use any of {", ".join(arms)}')
-    must((kind := c['device'].split(':')[0]) in there, 'device', 'use cpu, cuda or mps')
-    must(there[kind], 'device', 'there is none on this machine, use cpu')
     for k,n,ok,what in [('lm_epochs', 2, whole, 'whole numbers'), ('epochs', 4, lambda o: whole(o) and o, 'whole numbers above 0'),
                         ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0')]:
         must(is_listy(c[k]) and len(c[k]) == n and all(map(ok, c[k])), k, f'use {n} {what}')
     for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(0 < c[k] <= top, k, f'use more than 0, where fastai 2.8.12 fails, and at most {top}, where more would drop everything somewhere')
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
-    must(0 < c['valid_pct'] < 1, 'valid_pct', 'use a share between 0 and 1')
 
-# %% ../nbs/api/runs.ipynb #1900977c
+# %% ../nbs/api/runs.ipynb #d42b13ca
 def unfinished(
     out:Path, # run folder
     config:dict # settings and data of the run that wants it
 ) -> bool: # whether it holds an unfinished run of this very kind
     "`FileExistsError` if `out` holds anything else"
-    if out.exists() and not out.is_dir(): raise FileExistsError(f'{out} is a file: choose a folder with out=...')
+    file = out/'config.json'
     if (out/'report.html').exists(): raise FileExistsError(f'{out} holds a finished run: choose another folder with out=...')
-    if not out.exists() or not any(out.iterdir()): return False
-    if not (out/'config.json').exists(): raise FileExistsError(f'{out} is not empty and no run folder: choose another with out=...')
-    old = json.loads((out/'config.json').read_text(encoding='utf8'))
-    diff = [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in config.items() if old.get(k) != v]
-    if diff: raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
+    if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
+    if not file.exists(): raise FileExistsError(f'{out} is a file, or not empty and no run folder: choose another with out=...')
+    old = json.loads(file.read_text(encoding='utf8'))
+    if diff := [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in config.items() if old.get(k) != v]:
+        raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
     return True
 
 def write_csv(df:pd.DataFrame, file:Path):
@@ -59,16 +54,15 @@ def write_json(obj, file:Path):
     "Anything that JSON can hold, all or nothing"
     with replacing(file) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf8')
 
-# %% ../nbs/api/runs.ipynb #232296c1
+# %% ../nbs/api/runs.ipynb #15f4088d
 def data_table(
     corpus, vocab:list # `TextCorpus`, words
 ) -> pd.DataFrame: # a row per part and label: texts, tokens, and the share of them that is not in `vocab`
     "What went in"
-    known,df,rows = set(vocab),corpus.df,[]
-    part = df.part.where(~(df.is_valid & df.part.eq('train')), 'valid')
-    for (p,l),idx in sorted(df.groupby([part, 'label']).indices.items()):
-        n = corpus.counts(idx)
-        rows.append(dict(part=p, label=l, texts=len(idx), tokens=sum(n.values()), unknown=sum(c for t,c in n.items() if t not in known)/max(sum(n.values()), 1)))
+    df,rows = corpus.df,[]
+    for (p,l),idx in sorted(df.groupby([df.part.mask(df.is_valid & df.part.eq('train'), 'valid'), 'label']).indices.items()):
+        n = pd.Series(corpus.counts(idx), dtype=int)
+        rows.append(dict(part=p, label=l, texts=len(idx), tokens=n.sum(), unknown=n[~n.index.isin(vocab)].sum()/max(n.sum(), 1)))
     return pd.DataFrame(rows)
 
 def _intervals(df, n):
@@ -97,14 +91,12 @@ def comparison(
     rows = [dict(arm=name, starts_from=start, accuracy=np.mean(np.asarray(p) == np.asarray(truth))) for name,start,p in preds]
     return _intervals(pd.DataFrame(rows), len(truth)).assign(n=len(truth))
 
-# %% ../nbs/api/runs.ipynb #adbcf6ed
+# %% ../nbs/api/runs.ipynb #0e5b3e66
 def seconds_a_token(
-    config:dict, # sizes of the network
-    vocab_sz:int, bs:int, seq_len:int,
-    device:torch.device
-) -> tuple: # of the language model, of its encoder alone
+    config:dict, vocab_sz:int, # sizes of the network
+    bs:int, seq_len:int, device:torch.device # of a step
+) -> list: # of the language model, of its encoder alone
     "Seconds per token of a training step on this machine"
-    res = []
     with torch.random.fork_rng():
         model = get_language_model(AWD_LSTM, vocab_sz, {**awd_lstm_lm_config, **config}).to(device)
         x = torch.randint(vocab_sz, (bs, seq_len), device=device)
@@ -112,27 +104,23 @@ def seconds_a_token(
             model.reset()
             listify(part(x))[0].mean().backward()
             if device.type == 'cuda': torch.cuda.synchronize()
-        for part in (model, model[0]):
-            step(part)                                         # warms up
-            res.append(timeit(partial(step, part), number=2)/2/x.numel())
-    return res
+        return [min(timeit.repeat(partial(step, o), number=1, repeat=3))/x.numel() for o in (model, model[0])]               # the first step warms up
 
 def say_plan(
     corpus, vocab:list, old:list, # the texts (`TextCorpus`), the vocabulary, and that of the pretrained model
-    c:dict, # settings
-    sizes:dict, # of the network
-    out:Path, goes_on:bool
+    c:dict, sizes:dict, # settings, and sizes of the network
+    out:Path, goes_on:bool # folder, and whether it holds a part of the run
 ):
     "Print what will be done, and about how long it takes"
     df,lens = corpus.df,np.diff(corpus.offsets)
     train = (df.part.ne('test') & ~df.is_valid).to_numpy()
     lm,clas = lens[train].sum(),(lens[train & df.part.eq('train')]//c['seq_len'] + 1).sum()*c['seq_len']
     a,b = seconds_a_token(sizes, len(vocab), c['bs'], c['seq_len'], torch.device(c['device']))
-    secs = lm*sum(c['lm_epochs'])*a + clas*sum(c['epochs'])*b*(1 + sum(o in c['compare'] for o in ('scratch', 'direct')))
-    parts = ', '.join(f'{n:,} {p}' for p,n in df.part.value_counts().items())
-    print(f'{len(df):,} texts ({parts}); {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {c["pretrained"]}')
-    print(f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}')
-    print(f'{sum(c["lm_epochs"])} language model epochs of {lm:,} tokens, {sum(c["epochs"])} classifier epochs, on {c["device"]}: '
+    secs = lm*sum(c['lm_epochs'])*a + clas*sum(c['epochs'])*b*(1 + len({'scratch', 'direct'} & {*c['compare']}))
+    print(f'{len(df):,} texts ({", ".join(f"{n:,} {p}" for p,n in df.part.value_counts().items())}); '
+          f'{len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {c["pretrained"]}\n'
+          f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}\n'
+          f'{sum(c["lm_epochs"])} language model epochs of {lm:,} tokens, {sum(c["epochs"])} classifier epochs, on {c["device"]}: '
           f'{"what is left of " if goes_on else ""}about {1.2*secs/60 + 0.2:.1f} minutes. Everything goes to {out}')
 
 # %% ../nbs/api/runs.ipynb #78f5c250

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['classifier_learner', 'ulmfit']
 
-# %% ../nbs/06_ulmfit.ipynb #d2a5cdab
-import contextlib, hashlib, platform, shutil
-from importlib.metadata import version
+# %% ../nbs/06_ulmfit.ipynb #1fc8725a
+import hashlib, importlib.metadata, platform, shutil
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .compare import majority, tfidf
@@ -36,15 +35,14 @@ def classifier_learner(
     if encoder: load_encoder(learn, encoder)
     return learn
 
-# %% ../nbs/06_ulmfit.ipynb #ec42e314
+# %% ../nbs/06_ulmfit.ipynb #ffc59f2c
 def _arm(corpus, vocab, c, sizes, state, show):
     "Classifier, file of its encoder, and tables of training (epochs, steps, stages), by the settings `c`; goes on from the files in `state`"
     tables,enc = [],None
     def fit(learn, phase, stages):
         stages = [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages]                               # with which the settings were chosen
         if c['device'].startswith('cuda'): learn.to_fp16()
-        with contextlib.ExitStack() as quiet:
-            if not show: quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
+        with ContextManagers([] if show else [learn.no_bar(), learn.no_logging()]):
             tables.append([o.assign(phase=phase) for o in (*fit_stages(learn, stages, c['seed'], state/f'{phase}.safetensors'), stage_table(stages))])
     kw = dict(bs=c['bs'], seq_len=c['seq_len'], backwards=c['backwards'], seed=c['seed'], device=torch.device(c['device']))
     if any(c['lm_epochs']) or c['pretrained'] != 'none':
@@ -68,7 +66,7 @@ def _arms(c):
     main,others = arm(c['pretrained'], c['lm_epochs']),dict(scratch='none', direct='wiki' if c['pretrained'] == 'movies' else c['pretrained'])
     return [o for k,start in others.items() if k in c['compare'] and (k, start) != ('direct', 'none') and (o := arm(start, [0, 0])) != main] + [main]
 
-# %% ../nbs/06_ulmfit.ipynb #21da994a
+# %% ../nbs/06_ulmfit.ipynb #5b223f13
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -103,7 +101,7 @@ def ulmfit(
     sha = lambda b: hashlib.sha256(b).hexdigest()
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
-        'versions': {'python': platform.python_version()} | {o: version(o) for o in ('fastai', 'torch', 'spacy')}}
+        'versions': {'python': platform.python_version()} | {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab_for = lambda start: corpus.vocab(pretrained_lm(start, backwards)[1], min_freq, max_vocab)
     vocab = vocab_for(pretrained)
