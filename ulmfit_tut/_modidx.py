@@ -219,7 +219,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ulmfit_tut.runs.data_table': ('api/runs.html#data_table', 'ulmfit_tut/runs.py'),
                                  'ulmfit_tut.runs.run_tables': ('api/runs.html#run_tables', 'ulmfit_tut/runs.py'),
                                  'ulmfit_tut.runs.say_plan': ('api/runs.html#say_plan', 'ulmfit_tut/runs.py'),
-                                 'ulmfit_tut.runs.seconds_a_token': ('api/runs.html#seconds_a_token', 'ulmfit_tut/runs.py'),
                                  'ulmfit_tut.runs.steady_memory': ('api/runs.html#steady_memory', 'ulmfit_tut/runs.py'),
                                  'ulmfit_tut.runs.unfinished': ('api/runs.html#unfinished', 'ulmfit_tut/runs.py'),
                                  'ulmfit_tut.runs.write_csv': ('api/runs.html#write_csv', 'ulmfit_tut/runs.py'),

@@ -5,53 +5,50 @@
 # %% auto #0
 __all__ = ['parse_args', 'main', 'predict_main']
 
-# %% ../nbs/api/cli.ipynb #e14b8fd6
-import argparse, ast, re, sys, warnings
-from importlib.resources import files
+# %% ../nbs/api/cli.ipynb #7d8d9c45
+import argparse, ast, importlib.resources, re, sys, warnings
 
-# %% ../nbs/api/cli.ipynb #d3742edd
+# %% ../nbs/api/cli.ipynb #110471ba
 def _parser(prog, description): return argparse.ArgumentParser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
-def parse_args(
-    args:list=None # words of the command line; default those of this process
-) -> dict: # arguments of `ulmfit`
-    "Options of the command: name, default and comment of each argument of the function"
+def parse_args(args:list=None) -> dict: # arguments of `ulmfit`
+    "Words of a command line, by default those of this process; the options have name, default and comment of each argument of the function"
     p = _parser('ulmfit', 'ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report.')
-    src = (files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
+    src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
     nargs = dict(source='?', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
     choices = dict(pretrained=['wiki', 'movies', 'wt103', 'none'], compare=['majority', 'tfidf', 'scratch', 'direct'], device=['cpu', 'cuda', 'mps'])
     for a,value in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
-        k,one = a.arg,value[0] if isinstance(value, tuple) else value
+        k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
         kw = dict(action='store_true') if value is False else dict(default=value, type=type(one or ''), nargs=nargs.get(k), choices=choices.get(k))
-        p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', ''), **kw)
+        p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=about, **kw)
     p.add_argument('--quiet', action='store_true', help='no progress bars')
     res = vars(p.parse_args(args))
     return {'progress': not res.pop('quiet'), **{k: tuple(v) if isinstance(v, list) else v for k,v in res.items()}}
 
-# %% ../nbs/api/cli.ipynb #7968b462
-def _run(prog, f, args):
-    "An error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
-    try: f(**args)
-    except (ValueError, OSError) as e: sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({"|".join({*args} - {"source"})})=', lambda m: '--' + m[0].replace('_', '-'), str(e)))
+# %% ../nbs/api/cli.ipynb #fb7e8590
+def _run(prog, args, module, work):
+    "Import `module` now, and work with it; an error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
+    with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # it imports what torch and pandas have deprecated
+    try: work(m, **args)
+    except (ValueError, OSError) as e:
+        options = '|'.join({*args} - {'source'})
+        sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({options})=', lambda m: '--' + m[0].replace('_', '-'), str(e)))
 
 def main():
     "The console command of `ulmfit`"
-    args = parse_args()
-    with warnings.catch_warnings(action='ignore'): from ulmfit_tut.ulmfit import ulmfit        # fastai 2.8.12 imports what torch and pandas have deprecated
-    try: _run('ulmfit', ulmfit, args)
+    try: _run('ulmfit', parse_args(), 'ulmfit', lambda m, **kw: m.ulmfit(**kw))
     except KeyboardInterrupt: sys.exit('\nStopped. The same command goes on after the last finished epoch.')
 
-# %% ../nbs/api/cli.ipynb #9a5af694
+# %% ../nbs/api/cli.ipynb #bb4b76a1
 def predict_main():
     "The console command of `predict_csv`"
     p = _parser('ulmfit-predict', 'Labels and probabilities for the texts of a CSV file.')
-    for k,about in dict(classifier='run folder of ulmfit, or its classifier.safetensors', source='.csv file with the texts', out='.csv file to write').items(): p.add_argument(k, help=about)
+    p.add_argument('classifier', help='run folder of ulmfit, or its classifier.safetensors')
+    for k,about in dict(source='.csv file with the texts', out='.csv file to write').items(): p.add_argument(k, help=about)
     p.add_argument('--text-col', nargs='+', help='columns with the texts; default those of training')
     p.add_argument('--encoding', default='utf8', help='of the source')
     p.add_argument('--bs', type=int, default=64, help='texts in a batch')
     p.add_argument('--device', help='default the fastest at hand')
-    args = p.parse_args()
-    with warnings.catch_warnings(action='ignore'): from ulmfit_tut.predict import load_classifier, predict_csv
-    def work(classifier, device, **kw): print(f'{predict_csv(load_classifier(classifier, device=device), **kw)} is written')
-    _run('ulmfit-predict', work, vars(args))
+    def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.load_classifier(classifier, device=device), **kw)} is written')
+    _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)

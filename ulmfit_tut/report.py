@@ -21,7 +21,7 @@ def _rate(x): return re.sub(r'\.0e|e', 'e', _num(x, '.1e')).replace('e-0', 'e-')
 def _prob(x): return f'> {_pct(.999)}' if .9995<x<1 else f'< {_pct(.001)}' if 0<x<.0005 else _pct(x)
 def _learns(freeze_to): return {0:'all groups', -1:'last group'}.get(freeze_to, f'last {_num(-freeze_to)} groups')
 
-# %% ../nbs/api/report.ipynb #bdc5a8bf
+# %% ../nbs/api/report.ipynb #2b586bc2
 _look = (dict.fromkeys(['stage', 'epochs', 'texts', 'tokens', 'tokens per text', 'test texts'], _num) | dict.fromkeys(['accuracy', 'unknown'], _pct) |
     dict.fromkeys(['train loss', 'valid loss'], lambda v: _num(v, '.4f')) | dict(perplexity=lambda v: _num(v, '.1f')))
 
@@ -30,7 +30,8 @@ def _table(df, caption, cls=''):
     if 'low' in df: df = df.assign(low=[*map(_span, df.low, df.high)]).drop(columns='high').rename(columns={'low':'95 % interval'})
     df = df.rename(columns=lambda o: o.replace('_', ' '))
     s = df.set_index(df.columns[0]).rename_axis(columns=df.columns[0], index=None).to_html(border=0, classes=cls, na_rep='–', formatters=_look)
-    return Safe(f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">{s.replace("<thead>", f"<caption>{caption}</caption><thead>", 1)}</div>')
+    s = s.replace('<thead>', f'<caption>{caption}</caption><thead>', 1)
+    return Safe(f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">{s}</div>')
 
 # %% ../nbs/api/report.ipynb #b5fc971b
 def _figure(title, what, says, draw, h=3.5):
@@ -81,11 +82,9 @@ def _dots(df, title, names):
         ax.set(xlabel='accuracy, %', yticks=[], ylim=(len(rows)-.6, -.8))
     return _figure(title, '', [f'{n} {_pct(v)}, interval {_span(*o)}' for n,v,*o in rows], draw, .56*len(rows)+.7)
 
-# %% ../nbs/api/report.ipynb #514a1a78
-def read_run(
-    path # Folder of a finished run
-)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
-    "Read everything that `page` shows"
+# %% ../nbs/api/report.ipynb #d5ddb859
+def read_run(path:Path)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
+    "Read everything that `page` shows from the folder of a finished run"
     path,r,words = Path(path), SimpleNamespace(), 'part label phase arm starts_from text predicted'.split()
     for o in ('config','test'):
         if not (path/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{o}.json`: `report` reads the folder of a finished run")
@@ -117,31 +116,28 @@ def _stages(r):
     m = r.metrics[r.metrics.phase=='clas']
     return _dots(m, 'Accuracy on validation after each stage', [f'stage {_num(s)}: {_learns(f)}' for s,f in zip(m.stage, m.freeze_to)])
 
-# %% ../nbs/api/report.ipynb #49adf962
+# %% ../nbs/api/report.ipynb #dca84d48
 def _confusion(r): return pd.crosstab(r.predictions.label, r.predictions.predicted).reindex(index=r.classes, columns=r.classes, fill_value=0).to_numpy()
 
 def _wrong(r):
     df,p = r.predictions.iloc[:,:3],lambda o: r.probs[np.arange(len(o)), o.map(r.classes.index)]
     return df.assign(p_true=p(df.label), p_said=p(df.predicted)).query('label!=predicted').sort_values('p_true', kind='stable')
 
-def _config(r): return pd.DataFrame([(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k,v in r.config.items()], columns=['setting','value'])
+def _config(r):
+    return pd.DataFrame([(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k,v in r.config.items()], columns=['setting','value'])
 
-# %% ../nbs/api/report.ipynb #8d4e48a5
-def page(
-    path # Folder of a finished run
-)->str: # A whole HTML document
-    "The report of the run in `path`"
+# %% ../nbs/api/report.ipynb #e49368c6
+def page(path:Path)->str: # A whole HTML document
+    "The report of the finished run in the folder `path`"
     from jinja2 import Environment,PackageLoader,StrictUndefined
     env = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     fs = _num,_pct,_span,_prob,_table,_lines,_dots,_data,_schedule,_stages,_confusion,_wrong,_config
     s = env.get_template('report.html').render(r=read_run(path), **{f.__name__[1:]: f for f in fs})
     return re.sub('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '\N{REPLACEMENT CHARACTER}', s)
 
-# %% ../nbs/api/report.ipynb #dbbc4c9c
-def report(
-    run # Folder of a finished run
-)->Path: # The page
-    "Write `report.html` into the folder `run`"
+# %% ../nbs/api/report.ipynb #5609a0fd
+def report(run:Path)->Path: # The page
+    "Write `report.html` into the folder `run` of a finished run"
     from ulmfit_tut.files import replacing  # only here: it brings torch along, and a page needs none
     p,s = Path(run)/'report.html', page(run)
     with replacing(p) as tmp: tmp.write_bytes(s.encode())

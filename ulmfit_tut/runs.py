@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['arms', 'check_settings', 'unfinished', 'write_csv', 'write_json', 'data_table', 'run_tables', 'comparison',
-           'seconds_a_token', 'say_plan', 'steady_memory']
+           'say_plan', 'steady_memory']
 
 # %% ../nbs/api/runs.ipynb #e7fa81a3
 import contextlib, csv, ctypes, json, math, timeit
@@ -13,11 +13,11 @@ from fastai.text.all import *
 from .compare import wilson
 from .files import replacing
 
-# %% ../nbs/api/runs.ipynb #07d07a90
+# %% ../nbs/api/runs.ipynb #5ff85e3d
 arms = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='{}, no LM fine-tuning')
 
 def check_settings(c:dict): # arguments of `ulmfit` by name
-    "`ValueError` that names the setting, its value and what is allowed; `pretrained_lm` and `get_texts` check theirs"
+    "`ValueError` that names the setting, its value and what is allowed; those of `pretrained_lm` and `get_texts` are checked there"
     def must(ok, k, what):
         if not ok: raise ValueError(f'{k}={c[k]!r}: {what}')
     have = ['cpu', *['cuda']*torch.cuda.is_available(), *['mps']*torch.backends.mps.is_available()]
@@ -31,12 +31,9 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
 
-# %% ../nbs/api/runs.ipynb #d42b13ca
-def unfinished(
-    out:Path, # run folder
-    config:dict # settings and data of the run that wants it
-) -> bool: # whether it holds an unfinished run of this very kind
-    "`FileExistsError` if `out` holds anything else"
+# %% ../nbs/api/runs.ipynb #617fc8b6
+def unfinished(out:Path, config:dict) -> bool: # whether it goes on
+    "Look for an unfinished run of these very settings and data in the folder `out`; `FileExistsError` if it holds anything else"
     file = out/'config.json'
     if (out/'report.html').exists(): raise FileExistsError(f'{out} holds a finished run: choose another folder with out=...')
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
@@ -54,11 +51,9 @@ def write_json(obj, file:Path):
     "Anything that JSON can hold, all or nothing"
     with replacing(file) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf8')
 
-# %% ../nbs/api/runs.ipynb #15f4088d
-def data_table(
-    corpus, vocab:list # `TextCorpus`, words
-) -> pd.DataFrame: # a row per part and label: texts, tokens, and the share of them that is not in `vocab`
-    "What went in"
+# %% ../nbs/api/runs.ipynb #d2aeb3fc
+def data_table(corpus, vocab:list) -> pd.DataFrame: # a row per part and label: texts, tokens, and the share of them that is not in `vocab`
+    "What went in, of a `TextCorpus`"
     df,rows = corpus.df,[]
     for (p,l),idx in sorted(df.groupby([df.part.mask(df.is_valid & df.part.eq('train'), 'valid'), 'label']).indices.items()):
         n = pd.Series(corpus.counts(idx), dtype=int)
@@ -76,12 +71,12 @@ def run_tables(
 ) -> dict: # `history`, `lrs`, `metrics`, `timings`: a row an epoch, a step, and twice a stage
     "How it was trained, and how each stage ended"
     by,count = ['phase', 'stage'],lambda df: df.groupby('phase').cumcount() + 1
-    hist = hist.reindex(columns=[*by, 'freeze_to', 'train_loss', 'valid_loss', 'perplexity', 'accuracy', 'seconds'])        # no perplexity where no language model was trained
+    hist = hist.reindex(columns=[*by, 'freeze_to', 'train_loss', 'valid_loss', 'perplexity', 'accuracy', 'seconds'])        # of a classifier, no perplexity
     hist['accuracy'] = hist.accuracy.where(hist.phase.eq('clas'))
     ends = hist.groupby(by).tail(1)
-    return dict(history=hist.assign(epoch=count, metric=hist.perplexity.fillna(hist.accuracy))[[*by, 'freeze_to', 'epoch', 'train_loss', 'valid_loss', 'metric']],
-                lrs=lrs.assign(step=count)[['phase', 'step', *lrs.filter(regex='^g')]], timings=hist.groupby(by, sort=False, as_index=False).seconds.sum(),
-                metrics=_intervals(ends[by].merge(stages).merge(ends.drop(columns='seconds')), n_valid))
+    epochs = hist.assign(epoch=count, metric=hist.perplexity.fillna(hist.accuracy))
+    return dict(history=epochs[[*by, 'freeze_to', 'epoch', 'train_loss', 'valid_loss', 'metric']], lrs=lrs.assign(step=count)[['phase', 'step', *lrs.filter(regex='^g')]],
+                metrics=_intervals(ends[by].merge(stages).merge(ends.drop(columns='seconds')), n_valid), timings=hist.groupby(by, sort=False, as_index=False).seconds.sum())
 
 def comparison(
     preds:list, # (name of the arm, what it starts from, predicted labels)
@@ -91,31 +86,24 @@ def comparison(
     rows = [dict(arm=name, starts_from=start, accuracy=np.mean(np.asarray(p) == np.asarray(truth))) for name,start,p in preds]
     return _intervals(pd.DataFrame(rows), len(truth)).assign(n=len(truth))
 
-# %% ../nbs/api/runs.ipynb #0e5b3e66
-def seconds_a_token(
-    config:dict, vocab_sz:int, # sizes of the network
-    bs:int, seq_len:int, device:torch.device # of a step
-) -> list: # of the language model, of its encoder alone
-    "Seconds per token of a training step on this machine"
-    with torch.random.fork_rng():
-        model = get_language_model(AWD_LSTM, vocab_sz, {**awd_lstm_lm_config, **config}).to(device)
-        x = torch.randint(vocab_sz, (bs, seq_len), device=device)
-        def step(part):
-            model.reset()
-            listify(part(x))[0].mean().backward()
-            if device.type == 'cuda': torch.cuda.synchronize()
-        return [min(timeit.repeat(partial(step, o), number=1, repeat=3))/x.numel() for o in (model, model[0])]               # the first step warms up
-
+# %% ../nbs/api/runs.ipynb #11f7413e
 def say_plan(
     corpus, vocab:list, old:list, # the texts (`TextCorpus`), the vocabulary, and that of the pretrained model
     c:dict, sizes:dict, # settings, and sizes of the network
     out:Path, goes_on:bool # folder, and whether it holds a part of the run
 ):
-    "Print what will be done, and about how long it takes"
-    df,lens = corpus.df,np.diff(corpus.offsets)
+    "Print what will be done, and about how long it takes, by a few training steps of the language model and of its encoder alone"
+    df,lens,device = corpus.df,np.diff(corpus.offsets),torch.device(c['device'])
     train = (df.part.ne('test') & ~df.is_valid).to_numpy()
     lm,clas = lens[train].sum(),(lens[train & df.part.eq('train')]//c['seq_len'] + 1).sum()*c['seq_len']
-    a,b = seconds_a_token(sizes, len(vocab), c['bs'], c['seq_len'], torch.device(c['device']))
+    with torch.random.fork_rng(devices=[]):
+        model = get_language_model(AWD_LSTM, len(vocab), {**awd_lstm_lm_config, **sizes}).to(device)
+        x = torch.randint(len(vocab), (c['bs'], c['seq_len']), device=device)
+        def step(part):
+            model.reset()
+            listify(part(x))[0].mean().backward()
+            if device.type == 'cuda': torch.cuda.synchronize()
+        a,b = (min(timeit.repeat(partial(step, o), number=1, repeat=3))/x.numel() for o in (model, model[0]))                # the first step warms up
     secs = lm*sum(c['lm_epochs'])*a + clas*sum(c['epochs'])*b*(1 + len({'scratch', 'direct'} & {*c['compare']}))
     print(f'{len(df):,} texts ({", ".join(f"{n:,} {p}" for p,n in df.part.value_counts().items())}); '
           f'{len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {c["pretrained"]}\n'

@@ -35,10 +35,10 @@ def classifier_learner(
     if encoder: load_encoder(learn, encoder)
     return learn
 
-# %% ../nbs/06_ulmfit.ipynb #ffc59f2c
-def _arm(corpus, vocab, c, sizes, state, show):
+# %% ../nbs/06_ulmfit.ipynb #1b34e9bd
+def _arm(corpus, c, sizes, state, show):
     "Classifier, file of its encoder, and tables of training (epochs, steps, stages), by the settings `c`; goes on from the files in `state`"
-    tables,enc = [],None
+    tables,enc,vocab = [],None,corpus.vocab(pretrained_lm(c['pretrained'], c['backwards'])[1], c['min_freq'], c['max_vocab'])
     def fit(learn, phase, stages):
         stages = [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages]                               # with which the settings were chosen
         if c['device'].startswith('cuda'): learn.to_fp16()
@@ -56,17 +56,18 @@ def _arm(corpus, vocab, c, sizes, state, show):
     fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
     return learn,enc or save_encoder(learn, state/'encoder.safetensors'),*(pd.concat(o, ignore_index=True) for o in zip(*tables))
 
-# %% ../nbs/06_ulmfit.ipynb #d82a2b18
+# %% ../nbs/06_ulmfit.ipynb #53e1b445
 def _arms(c):
     "Name and settings of each arm that trains, the main one last; `movies` was fine-tuned on film reviews before, so it never counts as one without"
     def arm(start, lm_epochs):
-        if start == 'none': name = 'language model and classifier from scratch' if any(lm_epochs) else arms['scratch']
-        else: name = f'ULMFiT from {start}' if any(lm_epochs) else 'movies, LM as it ships' if start == 'movies' else arms['direct'].format(start)
-        return name,{**c, 'pretrained': start, 'lm_epochs': lm_epochs}
-    main,others = arm(c['pretrained'], c['lm_epochs']),dict(scratch='none', direct='wiki' if c['pretrained'] == 'movies' else c['pretrained'])
-    return [o for k,start in others.items() if k in c['compare'] and (k, start) != ('direct', 'none') and (o := arm(start, [0, 0])) != main] + [main]
+        plain = {'none': arms['scratch'], 'movies': 'movies, LM as it ships'}.get(start, arms['direct'].format(start))
+        tuned = 'language model and classifier from scratch' if start == 'none' else f'ULMFiT from {start}'
+        return (tuned if any(lm_epochs) else plain),{**c, 'pretrained': start, 'lm_epochs': lm_epochs}
+    starts = dict(scratch='none', direct={'movies': 'wiki', 'none': None}.get(c['pretrained'], c['pretrained']))
+    main,others = arm(c['pretrained'], c['lm_epochs']),[arm(start, [0, 0]) for k,start in starts.items() if start and k in c['compare']]
+    return [o for o in others if o != main] + [main]
 
-# %% ../nbs/06_ulmfit.ipynb #5b223f13
+# %% ../nbs/06_ulmfit.ipynb #83bca1e3
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -78,14 +79,14 @@ def ulmfit(
     encoding:str='utf8', # of files
     lang:str='en', # spaCy language of the tokenizer
     valid_pct:float=0.1, # share of train and unsup held back for validation
-    min_freq:int=3, max_vocab:int=60000, # words seen less often are unknown; words at most
-    lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen; no epochs, 0 and 0, leave it as it is
-    epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), # classifier, the tutorial's four stages
-    lm_drop_mult:float=0.3, drop_mult:float=0.3, # factor on all dropouts; the published size wants 0.5 and more
-    bs:int=32, seq_len:int=72, # texts in a batch, tokens in a window
+    min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
+    lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
+    epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), # classifier, the tutorial's four stages: epochs and learning rates
+    lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
+    bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
     backwards:bool=False, # read texts from the end
-    seed:int=42, # on a CPU two runs with one seed write the same bytes, times apart
-    compare=('majority', 'tfidf'), # arms beside the main one: any of `majority`, `tfidf`, `scratch`, `direct`
+    seed:int=42, # fixes every random choice: on a CPU two runs write the same bytes, times apart
+    compare=('majority', 'tfidf'), # what else is run on the same texts: any of `majority`, `tfidf`, `scratch`, `direct`
     device:str=None, # `cpu` or `cuda`; default the fastest at hand. On `cuda` it trains in fastai's `to_fp16`
     cache:Path=None, # folder of tokenized corpora, as in `text_corpus`
     progress:bool=True # bars and a line per epoch
@@ -103,30 +104,28 @@ def ulmfit(
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
         'versions': {'python': platform.python_version()} | {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
-    vocab_for = lambda start: corpus.vocab(pretrained_lm(start, backwards)[1], min_freq, max_vocab)
-    vocab = vocab_for(pretrained)
+    vocab = corpus.vocab(old, min_freq, max_vocab)
     for is_lm in (False, True): text_dls(corpus, vocab, is_lm, bs, seq_len, device='cpu')       # raises where texts do not fill a batch
     write_json({**config, 'vocab_sz': len(vocab)}, out/'config.json')
     say_plan(corpus, vocab, old, c, sizes, out, goes_on)
 
-    test,preds = df[df.part.eq('test')],[]
-    if 'majority' in c['compare']: preds.append((arms['majority'], '', majority(df)))
-    if 'tfidf' in c['compare']: preds.append((arms['tfidf'], '', tfidf(df, seed)[0]))
+    test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
+    preds = [(arms[k], '', f(df)) for k,f in simple.items() if k in c['compare']]
     for name,settings in _arms(c):
         if progress: print(f'\n{name}')
-        start = settings['pretrained']
-        learn,enc,*training = _arm(corpus, vocab if start == pretrained else vocab_for(start), settings, sizes, out/'state'/name.replace(',', ''), progress)
+        learn,enc,*training = _arm(corpus, settings, sizes, out/'state'/name.replace(',', ''), progress)
         frame = pd.concat([test[['text', 'label']], predict(learn, test.text).rename(columns={'label': 'predicted'})], axis=1)
-        preds.append((name, '' if start == 'none' else start, frame.iloc[:, 2]))
+        preds.append((name, settings['pretrained'].replace('none', ''), frame.iloc[:, 2]))
 
-    tables = dict(data=data_table(corpus, vocab), predictions=frame, comparison=comparison(preds, test.label), **run_tables(*training, len(learn.dls.valid_ds)))
+    table = comparison(preds, test.label)
+    tables = dict(data=data_table(corpus, vocab), predictions=frame, comparison=table, **run_tables(*training, len(learn.dls.valid_ds)))
     for k,o in tables.items(): write_csv(o, out/f'{k}.csv')
     shutil.copyfile(enc, out/'encoder.safetensors')
     save_text_model(learn, out/'classifier.safetensors')
-    table,res = tables['comparison'],tables['metrics'].merge(tables['timings'])
     write_json(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
     report(out)
     shutil.rmtree(out/'state')
+    res = tables['metrics'].merge(tables['timings'])
     print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:\n{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
     if (other := table.iloc[:-1]).accuracy.max() > table.accuracy.iloc[-1]: print(f'On these texts "{other.arm[other.accuracy.idxmax()]}" is ahead: use it, label more, or let the language model read more')
     return res
