@@ -120,6 +120,8 @@ def test_command(tmp_path):
     assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: No such file: nowhere.csv' and not list(tmp_path.iterdir())
     r = cmd('--pretrained', 'bert')
     assert r.returncode == 2 and 'wiki' in r.stderr.splitlines()[-1]
+    r = cmd('--min-freq', '0')
+    assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: --min-freq=0: use a whole number, at least 1', 'an option has the name that the command has for it'
     code = "import sys; sys.argv = ['ulmfit', '--help']\ntry: from ulmfit_tut.cli import main; main()\nexcept SystemExit: assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0
 

@@ -5,62 +5,50 @@
 # %% auto #0
 __all__ = ['parse_args', 'main', 'predict_main']
 
-# %% ../nbs/api/cli.ipynb #8d9b75e0
-import argparse, sys, warnings
+# %% ../nbs/api/cli.ipynb #7d8d9c45
+import argparse, ast, importlib.resources, re, sys, warnings
 
-# %% ../nbs/api/cli.ipynb #b2681ebd
-def parse_args(
-    args:list=None # words of the command line; default those of this process
-) -> dict: # arguments of `ulmfit`
-    "Options of the command, each under the name that the function has for it"
-    p = argparse.ArgumentParser(prog='ulmfit', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description='ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report.')
-    add = p.add_argument
-    add('source', nargs='?', default='mini', help='mini, imdb, imdb_sample, a folder in the layout of IMDb, or a .csv file')
-    add('--out', default='run', help='run folder to make; an unfinished one of the same settings goes on')
-    add('--pretrained', default='wiki', choices=['wiki', 'movies', 'wt103', 'none'], help='language model to start from')
-    add('--text-col', default='text', help='column of a .csv file'); add('--label-col', default='label', help='column of a .csv file')
-    add('--split-col', help='column of a .csv file: train, valid, test, unsup, or booleans where true is test')
-    add('--labels', nargs='+', help='class folders, where not all in train are meant')
-    add('--unlabelled', nargs='+', default=['unsup'], help='folders of texts without labels')
-    add('--encoding', default='utf8', help='of the files'); add('--lang', default='en', help='spaCy language of the tokenizer')
-    add('--valid-pct', type=float, default=0.1, help='share of train and unsup held back for validation')
-    add('--min-freq', type=int, default=3, help='words seen less often are unknown'); add('--max-vocab', type=int, default=60000, help='words at most')
-    add('--lm-epochs', type=int, nargs=2, default=[1, 4], help='language model, frozen and unfrozen; 0 0 leaves it as it is')
-    add('--lm-lrs', type=float, nargs=2, default=[2e-2, 5e-3], help='their learning rates')
-    add('--epochs', type=int, nargs=4, default=[1, 1, 1, 2], help='of the four classifier stages')
-    add('--lrs', type=float, nargs=4, default=[2e-2, 1e-2, 5e-3, 1e-3], help='their learning rates')
-    add('--lm-drop-mult', type=float, default=0.3, help='factor on the dropouts of the language model')
-    add('--drop-mult', type=float, default=0.3, help='factor on the dropouts of the classifier')
-    add('--bs', type=int, default=32, help='batch size'); add('--seq-len', type=int, default=72, help='tokens in a window')
-    add('--backwards', action='store_true', help='read texts from the end'); add('--seed', type=int, default=42, help='fixes every random choice')
-    add('--compare', nargs='*', default=['majority', 'tfidf'], choices=['majority', 'tfidf', 'scratch', 'direct'], help='what else is run on the same texts')
-    add('--device', choices=['cpu', 'cuda', 'mps'], help='default the fastest at hand')
-    add('--cache', help='folder of tokenized texts'); add('--quiet', action='store_true', help='no progress bars')
+# %% ../nbs/api/cli.ipynb #110471ba
+def _parser(prog, description): return argparse.ArgumentParser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+def parse_args(args:list=None) -> dict: # arguments of `ulmfit`
+    "Words of a command line, by default those of this process; the options have name, default and comment of each argument of the function"
+    p = _parser('ulmfit', 'ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report.')
+    src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
+    sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
+    nargs = dict(source='?', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
+    choices = dict(pretrained=['wiki', 'movies', 'wt103', 'none'], compare=['majority', 'tfidf', 'scratch', 'direct'], device=['cpu', 'cuda', 'mps'])
+    for a,value in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
+        k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
+        kw = dict(action='store_true') if value is False else dict(default=value, type=type(one or ''), nargs=nargs.get(k), choices=choices.get(k))
+        p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=about, **kw)
+    p.add_argument('--quiet', action='store_true', help='no progress bars')
     res = vars(p.parse_args(args))
-    return {**{k: tuple(v) if isinstance(v, list) else v for k,v in res.items() if k != 'quiet'}, 'progress': not res['quiet']}
+    return {'progress': not res.pop('quiet'), **{k: tuple(v) if isinstance(v, list) else v for k,v in res.items()}}
 
-# %% ../nbs/api/cli.ipynb #c39827d1
+# %% ../nbs/api/cli.ipynb #fb7e8590
+def _run(prog, args, module, work):
+    "Import `module` now, and work with it; an error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
+    with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # it imports what torch and pandas have deprecated
+    try: work(m, **args)
+    except (ValueError, OSError) as e:
+        options = '|'.join({*args} - {'source'})
+        sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({options})=', lambda m: '--' + m[0].replace('_', '-'), str(e)))
+
 def main():
-    "The console command: an error of the user's is one line, not a traceback"
-    args = parse_args()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                         # fastai 2.8.12 imports what torch and pandas have deprecated
-        from ulmfit_tut.ulmfit import ulmfit
-    try: ulmfit(**args)
-    except (ValueError, OSError) as e: sys.exit(f'ulmfit: {e}')
-    except KeyboardInterrupt: sys.exit(f'\nStopped. The same command goes on after the last finished epoch.')
+    "The console command of `ulmfit`"
+    try: _run('ulmfit', parse_args(), 'ulmfit', lambda m, **kw: m.ulmfit(**kw))
+    except KeyboardInterrupt: sys.exit('\nStopped. The same command goes on after the last finished epoch.')
 
-# %% ../nbs/api/cli.ipynb #1f816c12
+# %% ../nbs/api/cli.ipynb #bb4b76a1
 def predict_main():
     "The console command of `predict_csv`"
-    p = argparse.ArgumentParser(prog='ulmfit-predict', formatter_class=argparse.ArgumentDefaultsHelpFormatter, description='Labels and probabilities for the texts of a CSV file.')
-    p.add_argument('classifier', help='classifier.safetensors of a run'); p.add_argument('source', help='.csv file with the texts'); p.add_argument('out', help='.csv file to write')
-    p.add_argument('--text-col', nargs='+', help='columns with the texts; default those of training'); p.add_argument('--encoding', default='utf8', help='of the source')
-    p.add_argument('--bs', type=int, default=64, help='texts in a batch'); p.add_argument('--device', help='default the fastest at hand')
-    args = vars(p.parse_args())
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        from ulmfit_tut.predict import load_classifier, predict_csv
-    try: print(f'{predict_csv(load_classifier(args.pop("classifier"), device=args.pop("device")), **args)} is written')
-    except (ValueError, TypeError, OSError) as e: sys.exit(f'ulmfit-predict: {e}')
+    p = _parser('ulmfit-predict', 'Labels and probabilities for the texts of a CSV file.')
+    p.add_argument('classifier', help='run folder of ulmfit, or its classifier.safetensors')
+    for k,about in dict(source='.csv file with the texts', out='.csv file to write').items(): p.add_argument(k, help=about)
+    p.add_argument('--text-col', nargs='+', help='columns with the texts; default those of training')
+    p.add_argument('--encoding', default='utf8', help='of the source')
+    p.add_argument('--bs', type=int, default=64, help='texts in a batch')
+    p.add_argument('--device', help='default the fastest at hand')
+    def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.load_classifier(classifier, device=device), **kw)} is written')
+    _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['read_run', 'page', 'report']
 
-# %% ../nbs/api/report.ipynb #d5a89e5f
-import io,json,re,warnings
+# %% ../nbs/api/report.ipynb #e2ae8dd1
+import html,io,json,re,warnings
 import numpy as np, pandas as pd
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,12 +33,12 @@ def _table(df, caption, cls=''):
     s = s.replace('<thead>', f'<caption>{caption}</caption><thead>', 1)
     return Safe(f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">{s}</div>')
 
-# %% ../nbs/api/report.ipynb #fda708db
+# %% ../nbs/api/report.ipynb #b5fc971b
 def _figure(title, what, says, draw, h=3.5):
     "What `draw` puts on the axes, and `what` it `says` in words, for those who do not see it"
     import matplotlib as mpl, matplotlib.figure
     if not says: return Safe(f'<p class="mute">{title}: no numbers to draw.</p>')
-    buf,alt = io.StringIO(), escape(f'{title}. {what}{"; ".join(says)}.')
+    buf,alt = io.StringIO(), html.escape(f'{title}. {what}{"; ".join(says)}.')
     with mpl.rc_context({'svg.hashsalt': title}, files('ulmfit_tut')/'data_files/report.mplstyle'), warnings.catch_warnings(action='ignore'):
         fig = mpl.figure.Figure((5, h))
         draw(fig.subplots())  # of letters that its font lacks matplotlib warns, but the browser has them
@@ -48,7 +47,7 @@ def _figure(title, what, says, draw, h=3.5):
     svg = re.sub(r'#0000f(\d)(?=[^<>]*>)', r'var(--c\1)', svg)
     return Safe(f'<figure><figcaption>{title}</figcaption><svg role="img" aria-label="{alt}"{svg}</figure>')
 
-# %% ../nbs/api/report.ipynb #6ad092ea
+# %% ../nbs/api/report.ipynb #88d76313
 def _lines(df, title, y, x='epoch', log=False, **names):
     "A line for each column in `names`, which says what to call it; one called `_` only holds a colour free"
     df = df.set_axis(range(1, len(df)+1))
@@ -62,7 +61,7 @@ def _lines(df, title, y, x='epoch', log=False, **names):
             ax.annotate(f'stage {s:.0f}', (e-.5, 1), (3, -12*(i%6)), xycoords=('data','axes fraction'), textcoords='offset points', va='top')
         if log:
             ax.set_yscale('log', subs=[2,5] if d.max().max()<100*d.min().min() else [])
-            for o in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): o(lambda v,_: _rate(v))
+            ax.yaxis.set(major_formatter=lambda v,_: _rate(v), minor_formatter=lambda v,_: _rate(v))
         ax.set(xlabel=x, ylabel=y)
         ax.locator_params('x', integer=True)
         ax.figure.legend(loc='outside upper left', ncols=2)
@@ -83,11 +82,9 @@ def _dots(df, title, names):
         ax.set(xlabel='accuracy, %', yticks=[], ylim=(len(rows)-.6, -.8))
     return _figure(title, '', [f'{n} {_pct(v)}, interval {_span(*o)}' for n,v,*o in rows], draw, .56*len(rows)+.7)
 
-# %% ../nbs/api/report.ipynb #514a1a78
-def read_run(
-    path # Folder of a finished run
-)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
-    "Read everything that `page` shows"
+# %% ../nbs/api/report.ipynb #d5ddb859
+def read_run(path:Path)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
+    "Read everything that `page` shows from the folder of a finished run"
     path,r,words = Path(path), SimpleNamespace(), 'part label phase arm starts_from text predicted'.split()
     for o in ('config','test'):
         if not (path/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{o}.json`: `report` reads the folder of a finished run")
@@ -99,20 +96,19 @@ def read_run(
     r.classes,r.probs = r.config['classes'], r.predictions.iloc[:,3:].to_numpy(float)  # by position: a class may be called "text"
     return r
 
-# %% ../nbs/api/report.ipynb #8c2cb058
+# %% ../nbs/api/report.ipynb #19f2ec1e
 def _data(r):
     def each(d):
         ns = [f'{l} {_num(k)}' for l,k in zip(d.label, d.texts) if l]
         return ', '.join(ns) if len(ns)<7 else f'{len(ns)} classes, {" to ".join(map(_num, sorted({d.texts.min(), d.texts.max()})))} texts each'
-    part = pd.Categorical(r.data.part, ['train','valid','test','unsup'])
-    g = r.data.assign(part=part, unknown=r.data.unknown*r.data.tokens).groupby('part', observed=True)
+    d = r.data.assign(part=pd.Categorical(r.data.part, ['train','valid','test','unsup']), unknown=r.data.unknown*r.data.tokens)
+    g = d.groupby('part', observed=True)
     s = g[['texts','tokens','unknown']].sum().reset_index()
     return s.assign(unknown=s.unknown/s.tokens, tokens_per_text=s.tokens/s.texts, texts_of_each_class=[each(d) for _,d in g])
 
 def _schedule(r):
-    m = r.metrics.replace({'phase': dict(lm='language model', clas='classifier')}).rename(columns=dict(phase='model'))
-    m['learns'] = m.freeze_to.map(_learns)
-    m['learning_rate'] = [' to '.join(map(_rate, sorted({*o}))) for o in zip(m.lr_low, m.lr_high)]
+    m = r.metrics.assign(model=r.metrics.phase.map(dict(lm='language model', clas='classifier')), learns=r.metrics.freeze_to.map(_learns),
+                         learning_rate=[' to '.join(map(_rate, sorted({*o}))) for o in zip(r.metrics.lr_low, r.metrics.lr_high)])
     return m[['model','stage','learns','epochs','learning_rate','train_loss','valid_loss','perplexity','accuracy','low','high']]
 
 # %% ../nbs/api/report.ipynb #c8a55793
@@ -120,34 +116,28 @@ def _stages(r):
     m = r.metrics[r.metrics.phase=='clas']
     return _dots(m, 'Accuracy on validation after each stage', [f'stage {_num(s)}: {_learns(f)}' for s,f in zip(m.stage, m.freeze_to)])
 
-# %% ../nbs/api/report.ipynb #9ff39da1
+# %% ../nbs/api/report.ipynb #dca84d48
 def _confusion(r): return pd.crosstab(r.predictions.label, r.predictions.predicted).reindex(index=r.classes, columns=r.classes, fill_value=0).to_numpy()
 
 def _wrong(r):
-    p = lambda o: r.probs[np.arange(len(o)), o.map(r.classes.index)]
-    df = r.predictions.iloc[:,:3].assign(p_true=p(r.predictions.label), p_said=p(r.predictions.predicted))
-    return df.query('label!=predicted').sort_values('p_true', kind='stable')
+    df,p = r.predictions.iloc[:,:3],lambda o: r.probs[np.arange(len(o)), o.map(r.classes.index)]
+    return df.assign(p_true=p(df.label), p_said=p(df.predicted)).query('label!=predicted').sort_values('p_true', kind='stable')
 
 def _config(r):
-    rows = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k,v in r.config.items()]
-    return pd.DataFrame(rows, columns=['setting','value'], dtype=object)
+    return pd.DataFrame([(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k,v in r.config.items()], columns=['setting','value'])
 
-# %% ../nbs/api/report.ipynb #8d4e48a5
-def page(
-    path # Folder of a finished run
-)->str: # A whole HTML document
-    "The report of the run in `path`"
+# %% ../nbs/api/report.ipynb #e49368c6
+def page(path:Path)->str: # A whole HTML document
+    "The report of the finished run in the folder `path`"
     from jinja2 import Environment,PackageLoader,StrictUndefined
     env = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     fs = _num,_pct,_span,_prob,_table,_lines,_dots,_data,_schedule,_stages,_confusion,_wrong,_config
     s = env.get_template('report.html').render(r=read_run(path), **{f.__name__[1:]: f for f in fs})
     return re.sub('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '\N{REPLACEMENT CHARACTER}', s)
 
-# %% ../nbs/api/report.ipynb #dbbc4c9c
-def report(
-    run # Folder of a finished run
-)->Path: # The page
-    "Write `report.html` into the folder `run`"
+# %% ../nbs/api/report.ipynb #5609a0fd
+def report(run:Path)->Path: # The page
+    "Write `report.html` into the folder `run` of a finished run"
     from ulmfit_tut.files import replacing  # only here: it brings torch along, and a page needs none
     p,s = Path(run)/'report.html', page(run)
     with replacing(p) as tmp: tmp.write_bytes(s.encode())

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['classifier_learner', 'ulmfit']
 
-# %% ../nbs/06_ulmfit.ipynb #e3665725
-import contextlib, hashlib, json, platform, shutil
-from importlib.metadata import version
+# %% ../nbs/06_ulmfit.ipynb #1fc8725a
+import hashlib, importlib.metadata, platform, shutil
 import numpy as np, pandas as pd, torch
 from fastai.text.all import *
 from .compare import majority, tfidf
@@ -18,9 +17,9 @@ from .encoder import load_encoder, save_encoder, save_text_model
 from .lm import lm_learner, pretrained_lm
 from .predict import predict
 from .report import report
-from .runs import arms, check_settings, comparison, data_table, say_plan, stage_rows, steady_memory, unfinished, write_csv, write_json
+from .runs import arms, check_settings, comparison, data_table, run_tables, say_plan, steady_memory, unfinished, write_csv, write_json
 from .tokens import get_tokenizer
-from .unfreeze import Stage, classifier_stages, fit_stages, lm_stages
+from .unfreeze import Stage, classifier_stages, fit_stages, lm_stages, stage_table
 
 # %% ../nbs/06_ulmfit.ipynb #d24c0672
 def classifier_learner(
@@ -36,67 +35,58 @@ def classifier_learner(
     if encoder: load_encoder(learn, encoder)
     return learn
 
-# %% ../nbs/06_ulmfit.ipynb #7c290f88
-def _arm(corpus, vocab, c, sizes, state, show):
-    "Language model, encoder, classifier by the settings `c`; goes on from the files in `state`"
-    state.mkdir(parents=True, exist_ok=True)
-    hists,lrs,secs,rows = [],[],[],[]
-    def fit(learn, phase, stages, n_valid=0):
+# %% ../nbs/06_ulmfit.ipynb #1b34e9bd
+def _arm(corpus, c, sizes, state, show):
+    "Classifier, file of its encoder, and tables of training (epochs, steps, stages), by the settings `c`; goes on from the files in `state`"
+    tables,enc,vocab = [],None,corpus.vocab(pretrained_lm(c['pretrained'], c['backwards'])[1], c['min_freq'], c['max_vocab'])
+    def fit(learn, phase, stages):
         stages = [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages]                               # with which the settings were chosen
         if c['device'].startswith('cuda'): learn.to_fp16()
-        with contextlib.ExitStack() as quiet:
-            if not show: quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
-            h,l = (o.assign(phase=phase) for o in fit_stages(learn, stages, c['seed'], state/f'{phase}.safetensors'))
-        h['metric'],h['epoch'],l['step'] = h['perplexity' if phase == 'lm' else 'accuracy'],range(1, len(h)+1),range(1, len(l)+1)
-        hists.append(h[['phase', 'stage', 'freeze_to', 'epoch', 'train_loss', 'valid_loss', 'metric']])
-        lrs.append(l[['phase', 'step', *(o for o in l if o[1:].isdigit())]])
-        secs.append(h.groupby(['phase', 'stage'], as_index=False).seconds.sum())
-        rows.extend(stage_rows(stages, h, phase, n_valid))
+        with ContextManagers([] if show else [learn.no_bar(), learn.no_logging()]):
+            tables.append([o.assign(phase=phase) for o in (*fit_stages(learn, stages, c['seed'], state/f'{phase}.safetensors'), stage_table(stages))])
     kw = dict(bs=c['bs'], seq_len=c['seq_len'], backwards=c['backwards'], seed=c['seed'], device=torch.device(c['device']))
-    stages,enc = lm_stages(c['lm_epochs'], c['lm_lrs']),None
-    if stages or c['pretrained'] != 'none':
+    if any(c['lm_epochs']) or c['pretrained'] != 'none':
         set_seed(c['seed'])
         learn = lm_learner(text_dls(corpus, vocab, is_lm=True, **kw), c['pretrained'], c['lm_drop_mult'], c['backwards'])
         if sum(c['lm_epochs'])*len(learn.dls.train) > 500: steady_memory()                        # by then it would be gigabytes
-        if stages: fit(learn, 'lm', stages)
+        if any(c['lm_epochs']): fit(learn, 'lm', lm_stages(c['lm_epochs'], c['lm_lrs']))
         enc = save_encoder(learn, state/'encoder.safetensors')
     set_seed(c['seed'])
-    dls = text_dls(corpus, vocab, **kw)
-    learn = classifier_learner(dls, sizes, enc, c['drop_mult'])
-    stages = classifier_stages(c['lrs'], c['epochs']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])]
-    fit(learn, 'clas', stages, len(dls.valid_ds))
-    return learn,pd.concat(hists, ignore_index=True),pd.concat(lrs, ignore_index=True),pd.concat(secs, ignore_index=True),rows
+    learn = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult'])
+    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
+    return learn,enc or save_encoder(learn, state/'encoder.safetensors'),*(pd.concat(o, ignore_index=True) for o in zip(*tables))
 
-# %% ../nbs/06_ulmfit.ipynb #ac61fb2e
-def _name(pretrained, lm_epochs):
-    "What a run is called; `movies` was fine-tuned on film reviews before, so it never counts as one without"
-    if pretrained == 'none': return 'language model and classifier from scratch' if any(lm_epochs) else arms['scratch']
-    return f'ULMFiT from {pretrained}' if any(lm_epochs) else 'movies, LM as it ships' if pretrained == 'movies' else arms['direct'].format(pretrained)
+# %% ../nbs/06_ulmfit.ipynb #53e1b445
+def _arms(c):
+    "Name and settings of each arm that trains, the main one last; `movies` was fine-tuned on film reviews before, so it never counts as one without"
+    def arm(start, lm_epochs):
+        plain = {'none': arms['scratch'], 'movies': 'movies, LM as it ships'}.get(start, arms['direct'].format(start))
+        tuned = 'language model and classifier from scratch' if start == 'none' else f'ULMFiT from {start}'
+        return (tuned if any(lm_epochs) else plain),{**c, 'pretrained': start, 'lm_epochs': lm_epochs}
+    starts = dict(scratch='none', direct={'movies': 'wiki', 'none': None}.get(c['pretrained'], c['pretrained']))
+    main,others = arm(c['pretrained'], c['lm_epochs']),[arm(start, [0, 0]) for k,start in starts.items() if start and k in c['compare']]
+    return [o for o in others if o != main] + [main]
 
-def _others(c):
-    "Settings of the arms that `compare` asks for, but for one that the main arm is already"
-    res = [('scratch', 'none'), ('direct', 'wiki' if c['pretrained'] == 'movies' else c['pretrained'])]
-    return [(arms[o].format(start), {**c, 'pretrained': start, 'lm_epochs': [0, 0]}) for o,start in res
-            if o in c['compare'] and (any(c['lm_epochs']) or start != c['pretrained']) and (o, start) != ('direct', 'none')]
-
-# %% ../nbs/06_ulmfit.ipynb #c187f8b0
+# %% ../nbs/06_ulmfit.ipynb #83bca1e3
 def ulmfit(
-    source='mini', # as in `get_texts`: `mini`, `imdb`, `imdb_sample`, a folder, a `.csv` file, a DataFrame
+    source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
     pretrained:str='wiki', # language model to start from: `wiki`, `movies`, `wt103`, or `none`
-    text_col:str='text', label_col:str='label', split_col:str=None, # of a CSV or DataFrame
-    labels:list=None, unlabelled:list=('unsup',), # class folders and folders without labels, of a folder
+    text_col:str='text', label_col:str='label', # column of a CSV or DataFrame
+    split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans where true is test
+    labels:list=None, # class folders, where not all in train are meant
+    unlabelled:list=('unsup',), # folders of texts without labels
     encoding:str='utf8', # of files
     lang:str='en', # spaCy language of the tokenizer
-    valid_pct:float=0.1, # share held back from train and unsup
-    min_freq:int=3, max_vocab:int=60000, # of the vocabulary
-    lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen; (0, 0) leaves it as it is
-    epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), # classifier, the tutorial's four stages
-    lm_drop_mult:float=0.3, drop_mult:float=0.3, # factor on all dropouts; the published size wants 0.5 and more
-    bs:int=32, seq_len:int=72,
+    valid_pct:float=0.1, # share of train and unsup held back for validation
+    min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
+    lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
+    epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), # classifier, the tutorial's four stages: epochs and learning rates
+    lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
+    bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
     backwards:bool=False, # read texts from the end
-    seed:int=42, # on a CPU two runs with one seed write the same bytes, times apart
-    compare=('majority', 'tfidf'), # arms beside the main one: any of `majority`, `tfidf`, `scratch`, `direct`
+    seed:int=42, # fixes every random choice: on a CPU two runs write the same bytes, times apart
+    compare=('majority', 'tfidf'), # what else is run on the same texts: any of `majority`, `tfidf`, `scratch`, `direct`
     device:str=None, # `cpu` or `cuda`; default the fastest at hand. On `cuda` it trains in fastai's `to_fp16`
     cache:Path=None, # folder of tokenized corpora, as in `text_corpus`
     progress:bool=True # bars and a line per epoch
@@ -110,38 +100,32 @@ def ulmfit(
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
     sha = lambda b: hashlib.sha256(b).hexdigest()
-    config = json.loads(json.dumps({**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
+    config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
-        'versions': {'python': platform.python_version()} | {o: version(o) for o in ('fastai', 'torch', 'spacy')}}))
-    goes_on = unfinished(out, config)
-    corpus = text_corpus(df, tok, cache)
-    vocab_for = lambda start: corpus.vocab(pretrained_lm(start, backwards)[1], min_freq, max_vocab)
-    vocab = vocab_for(pretrained)
+        'versions': {'python': platform.python_version()} | {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}}
+    goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
+    vocab = corpus.vocab(old, min_freq, max_vocab)
     for is_lm in (False, True): text_dls(corpus, vocab, is_lm, bs, seq_len, device='cpu')       # raises where texts do not fill a batch
-    out.mkdir(parents=True, exist_ok=True)
     write_json({**config, 'vocab_sz': len(vocab)}, out/'config.json')
     say_plan(corpus, vocab, old, c, sizes, out, goes_on)
 
-    test,preds = df[df.part.eq('test')],[]
-    if 'majority' in c['compare']: preds.append((arms['majority'], '', majority(df)))
-    if 'tfidf' in c['compare']: preds.append((arms['tfidf'], '', tfidf(df, seed)[0]))
-    for name,settings in [*_others(c), (_name(pretrained, lm_epochs), c)]:
+    test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
+    preds = [(arms[k], '', f(df)) for k,f in simple.items() if k in c['compare']]
+    for name,settings in _arms(c):
         if progress: print(f'\n{name}')
-        state,start = out/'state'/name.replace(',', ''),settings['pretrained']
-        learn,hist,lrs,secs,stages = _arm(corpus, vocab if start == pretrained else vocab_for(start), settings, sizes, state, progress)
-        frame = predict(learn, test.text)
-        frame = pd.concat([test[['text', 'label']], frame.set_axis(['predicted', *frame.columns[1:]], axis=1)], axis=1)
-        preds.append((name, '' if start == 'none' else start, frame.iloc[:, 2]))
+        learn,enc,*training = _arm(corpus, settings, sizes, out/'state'/name.replace(',', ''), progress)
+        frame = pd.concat([test[['text', 'label']], predict(learn, test.text).rename(columns={'label': 'predicted'})], axis=1)
+        preds.append((name, settings['pretrained'].replace('none', ''), frame.iloc[:, 2]))
 
-    table,stages = comparison(preds, test.label),pd.DataFrame(stages)
-    for t,f in dict(data=data_table(corpus, vocab), history=hist, metrics=stages, lrs=lrs, predictions=frame, comparison=table, timings=secs).items(): write_csv(f, out/f'{t}.csv')
-    if (state/'encoder.safetensors').exists(): shutil.copyfile(state/'encoder.safetensors', out/'encoder.safetensors')
-    else: save_encoder(learn, out/'encoder.safetensors')
+    table = comparison(preds, test.label)
+    tables = dict(data=data_table(corpus, vocab), predictions=frame, comparison=table, **run_tables(*training, len(learn.dls.valid_ds)))
+    for k,o in tables.items(): write_csv(o, out/f'{k}.csv')
+    shutil.copyfile(enc, out/'encoder.safetensors')
     save_text_model(learn, out/'classifier.safetensors')
     write_json(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
     report(out)
     shutil.rmtree(out/'state')
-    res = stages.merge(secs, on=['phase', 'stage'])
+    res = tables['metrics'].merge(tables['timings'])
     print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:\n{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
     if (other := table.iloc[:-1]).accuracy.max() > table.accuracy.iloc[-1]: print(f'On these texts "{other.arm[other.accuracy.idxmax()]}" is ahead: use it, label more, or let the language model read more')
     return res
