@@ -8,10 +8,12 @@ __all__ = ['parse_args', 'main', 'predict_main']
 # %% ../nbs/api/cli.ipynb #7d8d9c45
 import argparse, ast, importlib.resources, re, sys, warnings
 
-# %% ../nbs/api/cli.ipynb #110471ba
+# %% ../nbs/api/cli.ipynb #4c0d9d0b
 def _parser(prog, description): return argparse.ArgumentParser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
-def parse_args(args:list=None) -> dict: # arguments of `ulmfit`
+def parse_args(
+    args:list=None # words of a command line; default those of this process
+) -> dict: # arguments of `ulmfit`
     "Words of a command line, by default those of this process; the options have name, default and comment of each argument of the function"
     p = _parser('ulmfit', 'ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report.')
     src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')

@@ -15,7 +15,7 @@ from .lm import read_vocab
 from .restore import model_weights
 from .rules import rule_sets
 
-# %% ../nbs/04_encoder.ipynb #77ebaed2
+# %% ../nbs/04_encoder.ipynb #d10514e0
 def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
     "The encoder inside a language model or a classifier, wrapped for several GPUs or not"
     enc = get_model(learn.model)[0]
@@ -51,11 +51,14 @@ def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rul
 
 def _versions(): return {o: version(o) for o in ('fastai', 'torch', 'spacy')}
 
-def save_encoder(learn:Learner, file:Path) -> Path: # `file`, which ends in `.safetensors`
+def save_encoder(
+    learn:Learner, # fastai text learner, language model or classifier
+    file:Path # `.safetensors` file to write
+) -> Path: # `file`
     "The encoder of a language model or classifier and all that decides the meaning of its weights in one file, all or nothing"
     return save_weights(file, model_weights(encoder_of(learn)), kind='encoder', versions=_versions(), **about(learn))
 
-# %% ../nbs/04_encoder.ipynb #a6e9c802
+# %% ../nbs/04_encoder.ipynb #2e0f7e90
 def _read(file, vocab):
     "Encoder weights of one of our files, or of fastai's with `vocab`, and what is known of them"
     if Path(file).suffix != '.pth':
@@ -113,12 +116,17 @@ def load_encoder(
     shared = len(set(theirs) & set(words))
     return dict(words=len(set(words)), shared=shared, coverage=shared/len(set(words)), unchecked=unchecked)
 
-def encoder_vocab(file:Path) -> list: # the words in the order of their rows
+def encoder_vocab(
+    file:Path # that `save_encoder` wrote
+) -> list: # the words in the order of their rows
     "The vocabulary of a file that `save_encoder` wrote, to build `DataLoaders` with before the encoder is loaded"
     return load_weights(file)[1]['vocab']
 
-# %% ../nbs/04_encoder.ipynb #1ea06416
-def to_fastai(file:Path, to:Path) -> tuple: # paths of the weights, `NAME.pth`, and of the vocabulary beside them, `NAME_vocab.pkl`
+# %% ../nbs/04_encoder.ipynb #ce409380
+def to_fastai(
+    file:Path, # that `save_encoder` wrote
+    to:Path # `.pth` file to write; the vocabulary goes beside it, as `NAME_vocab.pkl`
+) -> tuple: # both paths
     "A file of `save_encoder` in fastai's own form, for `learn.load_encoder`: weights without their words"
     weights,meta = _read(file, None)
     to,itos = Path(to).with_suffix('.pth'),Path(to).with_name(f'{Path(to).stem}_vocab.pkl')
@@ -126,7 +134,7 @@ def to_fastai(file:Path, to:Path) -> tuple: # paths of the weights, `NAME.pth`, 
     with replacing(itos) as tmp: tmp.write_bytes(pickle.dumps(meta['vocab']))
     return to,itos
 
-# %% ../nbs/04_encoder.ipynb #8474d8be
+# %% ../nbs/04_encoder.ipynb #61284144
 def _kind(learn):
     "What a whole model has beside its encoder"
     model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
@@ -134,13 +142,19 @@ def _kind(learn):
     if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
     return dict(kind='lm', classes=None, several=several)
 
-def save_text_model(learn:Learner, file:Path) -> Path: # `file`, which ends in `.safetensors`
+def save_text_model(
+    learn:Learner, # fastai text learner
+    file:Path # `.safetensors` file to write
+) -> Path: # `file`
     "A whole language model or classifier, with words, rules and the names of the classes"
     meta = {**about(learn), **_kind(learn), 'versions': _versions(), 'text_col': text_columns(learn)}
     if meta['classes']: meta['thresh'] = getattr(learn.loss_func, 'thresh', .5)
     return save_weights(file, model_weights(get_model(learn.model)), **meta)
 
-def load_text_model(learn:Learner, file:Path) -> dict: # `unchecked`: what one side does not show
+def load_text_model(
+    learn:Learner, # of the kind that was saved
+    file:Path # that `save_text_model` wrote
+) -> dict: # `unchecked`: what one side does not show
     "Load a file of `save_text_model` into a learner of its kind; `ValueError`, and nothing changed, if anything differs"
     weights,meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))
     unchecked = _compare(file, meta, learn, _kind(learn))

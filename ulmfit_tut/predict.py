@@ -115,8 +115,10 @@ def predict_csv(
             raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
     return Path(out)
 
-# %% ../nbs/07_predict.ipynb #0a866a57
-def decode_tokens(toks:list) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
+# %% ../nbs/07_predict.ipynb #80657059
+def decode_tokens(
+    toks:list # tokens of fastai's rules
+) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
     "Undo `xxmaj`, `xxup`, `xxrep` and `xxwrep` in tokens of fastai's rules, and drop the marks that stand for no text"
     res,mark,it = [],None,iter(o for o in toks if o not in (BOS, EOS, PAD))
     for t in it:

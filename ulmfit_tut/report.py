@@ -82,9 +82,11 @@ def _dots(df, title, names):
         ax.set(xlabel='accuracy, %', yticks=[], ylim=(len(rows)-.6, -.8))
     return _figure(title, '', [f'{n} {_pct(v)}, interval {_span(*o)}' for n,v,*o in rows], draw, .56*len(rows)+.7)
 
-# %% ../nbs/api/report.ipynb #d5ddb859
-def read_run(path:Path)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
-    "Read everything that `page` shows from the folder of a finished run"
+# %% ../nbs/api/report.ipynb #c2dc65b9
+def read_run(
+    path:Path # folder of a finished run
+)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
+    "Read everything that `page` shows"
     path,r,words = Path(path), SimpleNamespace(), 'part label phase arm starts_from text predicted'.split()
     for o in ('config','test'):
         if not (path/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{o}.json`: `report` reads the folder of a finished run")
@@ -126,18 +128,22 @@ def _wrong(r):
 def _config(r):
     return pd.DataFrame([(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k,v in r.config.items()], columns=['setting','value'])
 
-# %% ../nbs/api/report.ipynb #e49368c6
-def page(path:Path)->str: # A whole HTML document
-    "The report of the finished run in the folder `path`"
+# %% ../nbs/api/report.ipynb #9ae82175
+def page(
+    path:Path # folder of a finished run
+)->str: # a whole HTML document
+    "The report of a run"
     from jinja2 import Environment,PackageLoader,StrictUndefined
     env = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     fs = _num,_pct,_span,_prob,_table,_lines,_dots,_data,_schedule,_stages,_confusion,_wrong,_config
     s = env.get_template('report.html').render(r=read_run(path), **{f.__name__[1:]: f for f in fs})
     return re.sub('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '\N{REPLACEMENT CHARACTER}', s)
 
-# %% ../nbs/api/report.ipynb #5609a0fd
-def report(run:Path)->Path: # The page
-    "Write `report.html` into the folder `run` of a finished run"
+# %% ../nbs/api/report.ipynb #d0a1e7f1
+def report(
+    run:Path # folder of a finished run
+)->Path: # the page
+    "Write `report.html` into the folder of a run"
     from ulmfit_tut.files import replacing  # only here: it brings torch along, and a page needs none
     p,s = Path(run)/'report.html', page(run)
     with replacing(p) as tmp: tmp.write_bytes(s.encode())

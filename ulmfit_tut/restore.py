@@ -8,7 +8,7 @@ __all__ = ['model_weights', 'learner_weights', 'learner_state', 'clone_all', 'se
 # %% ../nbs/api/restore.ipynb #739eeb9b
 from fastai.text.all import *
 
-# %% ../nbs/api/restore.ipynb #3b80a922
+# %% ../nbs/api/restore.ipynb #886379d1
 def model_weights(model:nn.Module) -> dict: # name -> tensor; a matrix that two layers share has one name
     "Parameters and buffers, not copied"
     return {k: v.detach() for k,v in itertools.chain(model.named_parameters(), model.named_buffers())}
@@ -17,7 +17,9 @@ def learner_weights(learn:Learner) -> dict: # name -> tensor, `model.` before ea
     "Parameters and buffers"
     return {f'model.{k}': v for k,v in model_weights(learn.model).items()}
 
-def learner_state(learn:Learner) -> tuple: # name -> tensor, and a dict of numbers for each parameter that the optimizer knows
+def learner_state(
+    learn:Learner # with fastai's `Optimizer`; of another one only the weights
+) -> tuple: # name -> tensor, and a dict of numbers for each parameter that the optimizer knows
     "Weights, and what fastai's `Optimizer` remembers; of another one the weights alone"
     opt = learn.opt.state_dict()['state'] if type(learn.opt) is Optimizer else []
     tensors = {f'opt.{i}.{k}': v for i,o in enumerate(opt) for k,v in o.items() if isinstance(v, Tensor)}

@@ -31,8 +31,11 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
 
-# %% ../nbs/api/runs.ipynb #617fc8b6
-def unfinished(out:Path, config:dict) -> bool: # whether it goes on
+# %% ../nbs/api/runs.ipynb #1c98d25f
+def unfinished(
+    out:Path, # run folder
+    config:dict # settings and data of the run that wants it
+) -> bool: # whether it goes on
     "Look for an unfinished run of these very settings and data in the folder `out`; `FileExistsError` if it holds anything else"
     file = out/'config.json'
     if (out/'report.html').exists(): raise FileExistsError(f'{out} holds a finished run: choose another folder with out=...')

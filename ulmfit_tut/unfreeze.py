@@ -21,7 +21,7 @@ def discriminative(
     "A learning rate for each group, each `ratio` below the next (Howard & Ruder 2018, section 3.2)"
     return slice(lr/ratio**(n_groups-1), lr) if n_groups > 1 else lr
 
-# %% ../nbs/05_unfreezing.ipynb #3cf77295
+# %% ../nbs/05_unfreezing.ipynb #67c533c5
 class Stage(NamedTuple):
     "Some epochs of one cycle"
     freeze_to:int     # as in fastai: -1 the last group alone, 0 all
@@ -46,7 +46,9 @@ def paper_stages(
     "One group more per epoch, each on a slanted triangle (Howard & Ruder 2018, sections 3.2 and 3.3)"
     return [Stage(-i if i < n_groups else 0, 1 if i < n_groups else epochs, discriminative(lr, n_groups), slanted=True) for i in range(1, n_groups + 1)]
 
-def lm_stages(epochs=(1, 4), lrs=(2e-2, 5e-3)) -> list: # two stages, frozen and unfrozen; one of no epochs is left out
+def lm_stages(
+    epochs=(1, 4), lrs=(2e-2, 5e-3) # of each stage; the rates are those of all groups
+) -> list: # two stages, frozen and unfrozen; one of no epochs is left out
     "The schedule of a language model: word rows and decoder first, then everything"
     return [Stage(f, e, lr) for f,e,lr in zip((-1, 0), epochs, lrs) if e]
 
