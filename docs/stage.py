@@ -77,7 +77,7 @@ def reference(f, pkg, titles):
     return nb,'\n\n'.join(res)
 
 def toctree(entries, caption='', opts=':hidden:'):
-    return '\n'.join(['```{toctree}', opts, f':caption: {caption}' if caption else '', '', *(f'{t} </{p}>' if t else p if p == 'self' else f'/{p}' for p,t in entries), '```'])
+    return '\n'.join(['```{toctree}', opts, f':caption: {caption}' if caption else '', '', *(f'{t} <{p}>' if t else p for p,t in entries), '```'])
 
 def stage(root, pkg, dst):
     "All pages of the notebooks and the package under `root`, written to `dst`; returns `{page: notebook}`"
@@ -92,9 +92,9 @@ def stage(root, pkg, dst):
     shutil.rmtree(dst, ignore_errors=True)
     (dst/'reference').mkdir(parents=True)
     for nb,text,mod in mods:
-        if nb in machinery: text += '\n\n' + toctree([(page_name(nb), None)])
+        if nb in machinery: text += '\n\n' + toctree([(f'/{page_name(nb)}', None)])
         (dst/f'reference/{mod}.md').write_text(text, encoding='utf-8')
-    tocs = [toctree([(f'reference/{m}', m) for *_,m in mods] if name == 'Reference' else
+    tocs = [toctree([*((f'reference/{m}', m) for *_,m in mods), ('genindex', 'All names')] if name == 'Reference' else
                     [('self' if nb == 'index.ipynb' else page_name(nb), t) for nb,t in nbl], name) for name,nbl in side.items()]
     for nb in order:
         page = notebook(nbs/nb, next((m for o,_,m in mods if o == nb), None))
