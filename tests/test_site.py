@@ -1,5 +1,5 @@
 "The site: pages from notebooks and modules, and the finished pages in a headless Chromium. Without Chromium the latter are skipped."
-import functools, http.server, json, re, runpy, shutil, sys, threading
+import functools, http.server, json, re, shutil, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlparse
@@ -151,26 +151,29 @@ def browser():
         yield b
         b.close()
 
+def new_tab(browser, url, faults):
+    "A tab that notes in `faults` what goes wrong"
+    page = browser.new_context(viewport=dict(width=1280, height=900), permissions=['clipboard-read', 'clipboard-write']).new_page()
+    page.on('console', lambda m: faults.append(f'{page.url}: {m.text}') if m.type in ('error', 'warning') else None)
+    page.on('pageerror', lambda e: faults.append(f'{page.url}: {e}'))
+    page.on('requestfailed', lambda r: faults.append(f'{page.url}: no answer from {r.url}'))
+    page.on('request', lambda r: None if r.url.startswith((url, 'file:', 'data:')) else faults.append(f'{page.url}: asks {r.url}'))
+    return page
+
 @pytest.fixture
 def tab(browser, url):
-    "A tab that keeps what went wrong in `tab.faults`"
-    ctx = browser.new_context(viewport=dict(width=1280, height=900), permissions=['clipboard-read', 'clipboard-write'])
-    ctx.set_default_timeout(15000)
-    page = ctx.new_page()
-    page.faults = []
-    page.on('console', lambda m: page.faults.append(m.text) if m.type in ('error', 'warning') else None)
-    page.on('pageerror', lambda e: page.faults.append(str(e)))
-    page.on('requestfailed', lambda r: page.faults.append(r.url))
-    page.on('request', lambda r: None if r.url.startswith((url, 'file:', 'data:')) else page.faults.append(f'elsewhere: {r.url}'))
+    faults = []
+    page = new_tab(browser, url, faults)
+    page.faults = faults
     yield page
-    ctx.close()
+    page.context.close()
 
 wide_js = """() => {
     const W = document.documentElement.clientWidth, scrolls = e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX), bad = [];
     if (document.documentElement.scrollWidth > W) bad.push('the page: ' + document.documentElement.scrollWidth);
-    for (const e of document.querySelectorAll('main *')) {
+    for (const e of document.querySelectorAll('main *:not(pre *, svg *, #pst-secondary-sidebar, #pst-secondary-sidebar *)')) {
         const r = e.getBoundingClientRect(), s = getComputedStyle(e);
-        if (!r.width || !r.height || s.visibility == 'hidden' || e.closest('svg, .visually-hidden, dialog')) continue;
+        if (!r.width || !r.height || s.visibility == 'hidden' || e.closest('.visually-hidden, dialog')) continue;
         let box = e.parentElement;
         while (box && !scrolls(box)) box = box.parentElement;
         if (box && box.closest('main')) continue;
@@ -180,12 +183,83 @@ wide_js = """() => {
     return bad.slice(0, 5)
 }"""
 
-def test_pages(tab, url, pages):
-    "Every page opens without a complaint, and fits at 1280 and 360 pixels"
-    bad = {}
+@pytest.fixture(scope='module')
+def visits(browser, url, pages):
+    "Every page once: complaints, what does not fit at 1280 and 360 pixels, what axe finds in light and in dark"
+    from axe_playwright_python.base import AXE_FILE_PATH
+    axe,faults,unfit,found = Path(AXE_FILE_PATH).read_text(),[],[],[]
+    tab = new_tab(browser, url, faults)
     for nm in pages:
         tab.goto(url+nm)
+        tab.evaluate(axe)
+        for theme in ('light', 'dark'):
+            tab.evaluate('o => Object.assign(document.documentElement.dataset, {theme: o, mode: o})', theme)
+            rules = {'runOnly': ['color-contrast']} if theme == 'dark' else {}                     # the rest does not depend on colours
+            res = tab.evaluate("o => axe.run(document, {resultTypes: ['violations'], ...o})", rules)
+            found += [f"{nm}, {theme}: {v['id']}, {v['help']}: {n['html'][:150]}" for v in res['violations'] if v['impact'] in ('serious', 'critical') for n in v['nodes'][:3]]
         for w in (1280, 360):
             tab.set_viewport_size(dict(width=w, height=900))
-            if o := tab.evaluate(wide_js): bad[nm, w] = o
-    assert not bad and not tab.faults
+            unfit += [f'{nm}, {w}: {o}' for o in tab.evaluate(wide_js)]
+    tab.context.close()
+    return faults,unfit,found
+
+def none(l): assert not l, '\n'.join([f'{len(l)} findings', *l])
+
+def test_opens(visits): none(visits[0])
+
+def test_fits(visits): none(visits[1])
+
+def test_accessible(visits): none(visits[2])
+
+def test_search(tab, url, site):
+    "A word is found, from a server and from a folder"
+    for base in (url, site.as_uri()+'/'):
+        tab.goto(f'{base}search.html?q=unfreezing')
+        tab.wait_for_selector('#search-results li a')
+        assert 'Gradual unfreezing' in tab.locator('#search-results li a').all_inner_texts()
+    tab.goto(f'{url}search.html?q=text_dls')
+    tab.wait_for_selector('#search-results li a[href*="reference/batches.html#ulmfit_tut.batches.text_dls"]')
+    none(tab.faults)
+
+def test_theme(tab, url):
+    "The button goes to another theme, the page changes its colours, and a new page keeps them"
+    tab.goto(url+'index.html')
+    def colour(): return tab.evaluate('getComputedStyle(document.body).backgroundColor')
+    seen = {}
+    for _ in range(3):
+        tab.locator('.theme-switch-button:visible').first.click()
+        seen[tab.evaluate('document.documentElement.dataset.mode')] = colour()
+    assert set(seen) == {'auto', 'light', 'dark'} and seen['light'] != seen['dark']
+    while tab.evaluate('document.documentElement.dataset.mode') != 'dark': tab.locator('.theme-switch-button:visible').first.click()
+    tab.goto(url+'glossary.html')
+    assert colour() == seen['dark']
+    none(tab.faults)
+
+def test_copy(tab, url):
+    "The button of a cell copies its code, and nothing else"
+    tab.goto(url+'index.html')
+    cell = tab.locator('div.highlight', has_text='from fastai.text.all import *').first
+    cell.hover()
+    cell.locator('button.copybtn').click()
+    assert tab.evaluate('navigator.clipboard.readText()').strip() == cell.locator('pre').inner_text().strip()
+
+def test_print(tab, url):
+    "On paper there is the text alone, and no box that would have to be scrolled"
+    tab.goto(url+'predict.html')
+    tab.emulate_media(media='print')
+    assert not tab.locator('#pst-primary-sidebar').is_visible() and tab.locator('main h1').is_visible()
+    none(tab.evaluate("""[...document.querySelectorAll('main pre, main .output')].filter(e => e.scrollHeight > e.clientHeight + 2 && getComputedStyle(e).overflowY != 'visible')
+                         .map(e => e.outerHTML.slice(0, 120))"""))
+
+# --- words
+
+def test_spelling():
+    "Words of the prose are in the dictionary or in docs/words.txt"
+    from spellchecker import SpellChecker
+    words,known = {},set((root/'docs/words.txt').read_text(encoding='utf-8').split())
+    for f in sorted((root/'nbs').rglob('*.ipynb')):
+        for c in json.loads(f.read_text(encoding='utf-8'))['cells']:
+            if c['cell_type'] != 'markdown': continue
+            src = re.sub(r'^```.*?^```|`[^`]*`|\]\([^)]*\)|<[^>]+>|https?:\S+', ' ', ''.join(c['source']), flags=re.M|re.S)
+            for w in re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?", src): words.setdefault(re.sub(r"['\u2019]s$", '', w).lower(), f.name)
+    none([f'{words[w]}: {w}' for w in sorted(SpellChecker().unknown(words) - known)])
