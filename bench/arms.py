@@ -8,6 +8,7 @@
 `choose` never reads a test text. `run` tests each arm once a seed. `--part 0/2` and `--part 1/2` share the runs between two processes.
 """
 import argparse, json, os, platform, time, warnings
+from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning)
 import numpy as np, pandas as pd, torch
@@ -50,7 +51,9 @@ def imdb_2000(seed=0):
 
 def source(name): return (imdb_2000(), 'part') if name == 'imdb_2000' else (name, None)
 
-def machine(): return dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, processor=platform.machine())
+def machine():
+    return dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, fastai=version('fastai'),
+                processor=platform.machine())
 
 # --- settings, from train alone -----------------------------------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ def choose(work, start, folds=3):
     best = {**grid[int(np.argmax(accs))], **(lm_grid[int(np.argmin(lms))] if lms else {})}
     results.mkdir(exist_ok=True)
     with replacing(file) as tmp:
-        tmp.write_text(json.dumps(dict(start=start, best=best, tried=rows, folds=folds, seed=0, machine=machine()), indent=1) + '\n')
+        tmp.write_text(json.dumps(dict(start=start, best=best, tried=rows, folds=folds, seed=0, machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
 
 # --- every arm, every seed ----------------------------------------------------------------------------------------------------------------
 
@@ -141,7 +144,7 @@ def collect(work, src):
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
         tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in starts},
-                                       command=f'python bench/arms.py run --source {src}', machine=machine()), indent=1) + '\n')
+                                       command=f'python bench/arms.py run --source {src}', machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 
 if __name__ == '__main__':

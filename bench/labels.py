@@ -7,6 +7,7 @@ The labels are a part of the training texts of the embedded reviews, half of eac
 train and all of unsup are read by the language model without labels. Each classifier is tested once; nothing is chosen by what the test says.
 """
 import argparse, json, os, platform, time, warnings
+from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np, torch
@@ -59,9 +60,11 @@ def encoder(corpus, vocab, fine_tune, seed, file):
 def write(**kw):
     file = results/'labels.json'
     old = json.loads(file.read_text()) if file.exists() else dict(rows=[], chosen=[])
-    mach = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, processor=platform.machine())
+    mach = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, fastai=version('fastai'),
+                processor=platform.machine())
     with replacing(file) as tmp:
-        tmp.write_text(json.dumps({**old, **kw, 'source': 'mini', 'settings': best, 'command': 'python bench/labels.py run', 'machine': mach}, indent=1) + '\n')
+        tmp.write_text(json.dumps({**old, **kw, 'source': 'mini', 'settings': best, 'command': 'python bench/labels.py run', 'machine': mach,
+                                   'date': time.strftime('%Y-%m-%d')}, indent=1) + '\n')
 
 def read(k): return json.loads((results/'labels.json').read_text())[k] if (results/'labels.json').exists() else []
 

@@ -6,6 +6,7 @@
 Never reads a test text. `run --seeds 0 1 --lm wiki` runs a share.
 """
 import argparse, json, os, platform, time, warnings
+from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning)
 import numpy as np, torch
@@ -78,9 +79,10 @@ def collect():
     summary.append(dict(name='TF-IDF + logistic regression', accuracy=np.mean(base), sd_over_seeds=None, **dict(zip(('low', 'high'), paired_difference(base, np.zeros(len(base)))[1:]))))
     pairs = [(f'{lm}, twice', f'{lm}, once') for lm in lms] + [(f'{b}, twice', f'{a}, twice') for a,b in zip(lms, lms[1:])]
     diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), paired_difference(arms[a], arms[b])))) for a,b in pairs]
-    machine = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, processor=platform.machine())
+    machine = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, fastai=version('fastai'),
+                   processor=platform.machine())
     write(dict(summary=summary, differences=diffs, seeds=seeds, texts=len(base), settings=dict(bs=BS, drop_mult=DROP, epochs=EPOCHS, lr=LR, folds=FOLDS), machine=machine,
-               command='python bench/quickstart.py run', runs=d['runs']))
+               command='python bench/quickstart.py run', date=time.strftime('%Y-%m-%d'), runs=d['runs']))
     for r in summary + diffs: print(r)
 
 if __name__ == '__main__':

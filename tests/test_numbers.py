@@ -1,11 +1,11 @@
 "Numbers in the pages' prose: the check finds those that nothing supports, and there are none."
-import json, sys
+import hashlib, json, re, sys
 from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
 sys.path.append(str(root/'docs'))
-from check_numbers import check, main, prose
+from check_numbers import check, main, prose, shown
 
 def page(tmp, md, *outs, name='a.ipynb', code=''):
     outs = [dict(output_type='execute_result', data={'text/plain': o, **({'text/html': [o]} if '<' in o else {})}) for o in outs]
@@ -55,3 +55,11 @@ def test_exceptions_have_reasons_and_users(tmp_path):
 def test_prose(): assert list(prose('One. Two is 2.6 times.\n- a\n- b\n\n| c |\n| d |')) == ['One.', 'Two is 2.6 times.', '- a', '- b', '| c |', '| d |']
 
 def test_this_repository(capsys): assert main() == 0, capsys.readouterr().out
+
+def test_results_page_shows_every_results_file():
+    "It reads each file by its name, and was run on the files as they are."
+    nb = json.loads((root/'nbs/results.ipynb').read_text(encoding='utf8'))
+    code,out = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code'),shown(nb)
+    for f in [*(root/'bench/results').iterdir(), *(root/'ulmfit_tut/models').glob('*.json')]:
+        assert f"'{f.name}'" in code, f'nbs/results.ipynb does not show {f.name}'
+        assert re.search(rf'(?<![\w-]){re.escape(f.name)}\s+{hashlib.sha256(f.read_bytes()).hexdigest()[:12]}', out), f'run nbs/results.ipynb: {f.name} has changed'
