@@ -11,12 +11,13 @@ BIN  := $(VENV)/bin
 .PHONY: help demo test bench lab docs docs-serve docs-zip readme dist clean setup setup-nb
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  All but help and clean first set up $(VENV), once. Variables:"
 	@echo "    PYTHON=python3.13     the Python that $(VENV) is made with; VENV=.venv-313 keeps a second one beside the first"
 	@echo "    DEMO_ARGS='--seed 1'  options for the demo's command, see $(BIN)/ulmfit --help"
 	@echo "    BENCH_ARGS='--sizes imdb'  all of IMDb, see bench/README.md"
+	@echo "    PORT=8001             another port for docs-serve"
 	@echo "    PIP_ARGS=...          options for pip install"
 
 demo: setup ## ULMFiT end to end on the embedded reviews, into runs/demo
@@ -36,7 +37,7 @@ lab: setup-nb ## the notebooks in JupyterLab
 docs: setup ## the book as a website, in _docs/
 	@$(BIN)/python docs/build.py
 
-docs-serve: docs ## the website at http://localhost:8000; PORT=... for another port
+docs-serve: docs ## the website, at http://localhost:8000
 	@$(BIN)/python -m http.server -b 127.0.0.1 -d _docs $(PORT)
 
 docs-zip: setup ## the website in one file, dist/ulmfit_tut-docs.zip
