@@ -14,7 +14,8 @@ myst_heading_anchors,myst_enable_extensions = 4,['fieldlist']
 html_domain_indices = False
 add_module_names,maximum_signature_line_length = False,70
 viewcode_follow_imported_members = False
-html_theme,html_static_path,html_css_files = 'sphinx_book_theme',['site.css'],['site.css']
+html_theme,html_css_files = 'sphinx_book_theme',['site.css']
+html_static_path,html_extra_path = ['site.css'],[str(root/'nbs/llms.txt')]
 html_theme_options = dict(navbar_persistent=[], show_navbar_depth=1, show_toc_level=2, use_fullscreen_button=False, footer_content_items='')
 html_sidebars = {'**': ['navbar-logo.html', 'search-button-field.html', 'sbt-sidebar-nav.html']}
 html_js_files = [(None, {'body': "if (location.protocol == 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false"})]    # a browser reads no other file there
