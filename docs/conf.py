@@ -12,11 +12,12 @@ extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.viewcode']
 nb_execution_mode,nb_merge_streams = 'off',True
 myst_heading_anchors,myst_enable_extensions = 4,['fieldlist']
 html_domain_indices = False
-add_module_names,maximum_signature_line_length = False,70
+add_module_names = False
 viewcode_follow_imported_members = False
 html_theme,html_css_files = 'sphinx_book_theme',['site.css']
 html_static_path,html_extra_path = ['site.css'],[str(root/'nbs/llms.txt')]
-html_theme_options = dict(navbar_persistent=[], show_navbar_depth=1, show_toc_level=2, use_fullscreen_button=False, footer_content_items='')
+html_context = dict(default_mode='auto')
+html_theme_options = dict(navbar_persistent=[], max_navbar_depth=1, show_toc_level=2, use_fullscreen_button=False, footer_content_items='')
 html_sidebars = {'**': ['navbar-logo.html', 'search-button-field.html', 'sbt-sidebar-nav.html']}
 html_js_files = [(None, {'body': "if (location.protocol == 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false"})]    # a browser reads no other file there
 
@@ -25,8 +26,9 @@ class SymbolLinks(SphinxTransform):
     default_priority = 500
     def apply(self):
         for o in list(self.document.findall(nodes.literal)):
-            m = re.fullmatch(r'([\w.]+)(\(.*\))?', o.astext(), re.S)
-            if not m or m[1] not in self.app.symbols or isinstance(o.parent, (nodes.reference, nodes.title, pending_xref)): continue
+            m,up = re.fullmatch(r'([\w.]+)(\(.*\))?', o.astext(), re.S),o.parent
+            while isinstance(up, nodes.inline): up = up.parent
+            if not m or m[1] not in self.app.symbols or isinstance(up, (nodes.reference, nodes.title, pending_xref)): continue
             o.replace_self(pending_xref('', o.deepcopy(), refdomain='py', reftype='obj', reftarget=self.app.symbols[m[1]], refdoc=self.env.docname, refwarn=True))
 
 def symbols(src):
