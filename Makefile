@@ -2,20 +2,22 @@
 VENV      ?= .venv
 PYTHON    ?=
 PIP_ARGS  ?=
+PORT      ?= 8000
 # what cross-validation on the training reviews chose (bench/results/settings-movies.json), but two language model epochs of five, for time
 DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --epochs 2 2 2 8 --lrs 2e-2 2e-2 2e-2 2e-2 --bs 16
 
 BIN  := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lab readme dist clean setup setup-nb
+.PHONY: help demo test bench lab docs docs-serve docs-zip readme dist clean setup setup-nb
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  All but help and clean first set up $(VENV), once. Variables:"
 	@echo "    PYTHON=python3.13     the Python that $(VENV) is made with; VENV=.venv-313 keeps a second one beside the first"
 	@echo "    DEMO_ARGS='--seed 1'  options for the demo's command, see $(BIN)/ulmfit --help"
 	@echo "    BENCH_ARGS='--sizes imdb'  all of IMDb, see bench/README.md"
+	@echo "    PORT=8001             another port for docs-serve"
 	@echo "    PIP_ARGS=...          options for pip install"
 
 demo: setup ## ULMFiT end to end on the embedded reviews, into runs/demo
@@ -31,6 +33,15 @@ bench: setup ## texts to batches, stock fastai and ours side by side: bench/resu
 
 lab: setup-nb ## the notebooks in JupyterLab
 	@PATH="$$(cd $(BIN) && pwd):$$PATH" $(BIN)/python -m jupyterlab nbs
+
+docs: setup ## the book as a website, in _docs/
+	@$(BIN)/python docs/build.py
+
+docs-serve: docs ## the website, at http://localhost:8000
+	@$(BIN)/python -m http.server -b 127.0.0.1 -d _docs $(PORT)
+
+docs-zip: setup ## the website in one file, dist/ulmfit_tut-docs.zip
+	@$(BIN)/python docs/build.py --zip
 
 readme: setup ## README.md from nbs/index.ipynb
 	@$(BIN)/python docs/readme.py

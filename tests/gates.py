@@ -9,7 +9,7 @@ root = Path(__file__).resolve().parent.parent
 lib  = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']['name']
 bin_ = Path(sys.executable).parent
 cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.last_checked', 'sidebar.yml', 'runs', 'models', 'data_files')
+skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.last_checked', 'runs', 'models', 'data_files')
 
 def run(*cmd, cwd=root, quiet=False, **env):
     "Does `cmd` of this environment succeed? With `quiet` its output is shown only if not."

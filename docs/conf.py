@@ -1,0 +1,53 @@
+"Sphinx's settings for the site, and the links of symbols. Nothing on a page is loaded from elsewhere; no page holds a formula, so there is no MathJax."
+import re, tomllib
+from pathlib import Path
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.transforms import SphinxTransform
+
+root = Path(__file__).resolve().parent.parent
+project = html_title = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']['name']
+extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.viewcode']
+nb_execution_mode,nb_merge_streams = 'off',True
+myst_heading_anchors,myst_enable_extensions = 4,['fieldlist']
+html_domain_indices = False
+add_module_names = False
+viewcode_follow_imported_members = False
+html_theme,html_css_files = 'sphinx_book_theme',['site.css']
+html_static_path,html_extra_path = ['site.css'],[str(root/'nbs/llms.txt')]
+html_context = dict(default_mode='auto')
+html_theme_options = dict(navbar_persistent=[], max_navbar_depth=1, show_toc_level=2, use_fullscreen_button=False, footer_content_items='')
+html_sidebars = {'**': ['navbar-logo.html', 'search-button-field.html', 'sbt-sidebar-nav.html']}
+html_js_files = [(None, {'body': "if (location.protocol == 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false"})]    # a browser reads no other file there
+
+class SymbolLinks(SphinxTransform):
+    "Names in backticks, and calls of them, link to the reference"
+    default_priority = 500
+    def apply(self):
+        for o in list(self.document.findall(nodes.literal)):
+            m,up = re.fullmatch(r'([\w.]+)(\(.*\))?', o.astext(), re.S),o.parent
+            while isinstance(up, nodes.inline): up = up.parent
+            if not m or m[1] not in self.app.symbols or isinstance(up, (nodes.reference, nodes.title, pending_xref)): continue
+            o.replace_self(pending_xref('', o.deepcopy(), refdomain='py', reftype='obj', reftarget=self.app.symbols[m[1]], refdoc=self.env.docname, refwarn=True))
+
+def symbols(src):
+    "Of the reference pages under `src`: `{name: full name}`; a module goes by its full name"
+    res = {}
+    for f in sorted(Path(src).glob('reference/*.md')):
+        mod = f'{project}.{f.stem}'
+        res[mod] = mod
+        for o in re.findall(r'^```\{py:(?:function|class|method)\} ([\w.]+)', f.read_text(encoding='utf-8'), re.M): res[o] = res[f'{mod}.{o}'] = f'{mod}.{o}'
+    return res
+
+def source(app, mod):
+    "Source of a module, without importing it"
+    code = (root/f"{mod.replace('.', '/')}.py").read_text(encoding='utf-8')
+    a = ModuleAnalyzer.for_string(code, mod)
+    a.find_tags()
+    return code,a.tags
+
+def setup(app):
+    app.symbols = symbols(app.srcdir)
+    app.add_transform(SymbolLinks)
+    app.connect('viewcode-find-source', source)
