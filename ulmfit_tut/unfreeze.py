@@ -199,7 +199,7 @@ def fit_stages(
         nonlocal last
         hist.append({**row, 'stage': i+1, 'freeze_to': stages[i].freeze_to})
         last = clone_all(learner_weights(learn))
-        if not file: return
+        if not file or rank_distrib(): return                                  # of several processes the first writes
         (tensors,numbers),scaler,smooth = learner_state(learn),getattr(learn, 'scaler', None),learn.recorder.smooth_loss
         extra = scaler.state_dict() if scaler else None,(smooth.count, float(smooth.val))
         save_weights(file, tensors, plan=plan, history=[list(o.items()) for o in hist], at=(i, e), numbers=numbers, extra=extra)
