@@ -90,7 +90,7 @@ def plot_lrs(
     ax.legend(frameon=False, fontsize=8, ncol=5, loc='lower center', bbox_to_anchor=(0.5, 1))
     return ax
 
-# %% ../nbs/05_unfreezing.ipynb #f08f59da
+# %% ../nbs/05_unfreezing.ipynb #4aa51073
 class _Cycle(ParamScheduler):
     "A stage's rates, counted from its first epoch even where the run goes on later"
     def __init__(self, stage, n_groups, done): super().__init__(_scheds(stage, n_groups)); self.done,self.of = done,stage.epochs
@@ -130,7 +130,7 @@ class _Epochs(Callback):
         row = {k: None if v is None else float(v) for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1])}
         self.hist.append({**row, 'steps': self.steps, 'seconds': time.time() - self.t, 'stage': self.i+1, 'freeze_to': self.stage.freeze_to})
         self.last = clone_all(learner_weights(self.learn))
-        if not self.file: return
+        if not self.file or rank_distrib(): return                                                # of several processes the first writes
         (tensors,numbers),scaler,smooth = learner_state(self.learn),getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
         meta = dict(plan=self.plan, history=[list(o.items()) for o in self.hist], at=(self.i, self.done + self.epoch + 1), numbers=numbers)
         try: save_weights(self.file, tensors, extra=(scaler.state_dict() if scaler else None, (smooth.count, float(smooth.val))), **meta)
