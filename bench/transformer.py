@@ -20,7 +20,7 @@ from ulmfit_tut.data import get_texts
 from ulmfit_tut.files import replacing
 from ulmfit_tut.lm import pretrained_lm
 
-results, seeds, pad = Path(__file__).parent/'results', range(5), 1
+results, seeds, pad = Path(__file__).parent/'results', range(3), 1
 sizes   = pretrained_lm('none')[2]                                 # 128 numbers a word, 256 units, three layers
 budget  = dict(lm=45, clas=30)                                     # seconds of one core
 windows = dict(lstm=72, gpt=144)                                   # the LSTM carries its state on; a review is seldom longer than 144 tokens
