@@ -256,7 +256,7 @@ def test_print(tab, url):
     "On paper there is the text alone, and no box that would have to be scrolled"
     tab.goto(url+'predict.html')
     tab.emulate_media(media='print')
-    assert not tab.locator('#pst-primary-sidebar').is_visible() and tab.locator('main h1').last.is_visible()
+    assert not tab.locator('#pst-primary-sidebar').is_visible() and tab.locator('main h1').first.is_visible()
     none(tab.evaluate("""[...document.querySelectorAll('main pre, main .output')].filter(e => e.scrollHeight > e.clientHeight + 2 && getComputedStyle(e).overflowY != 'visible')
                          .map(e => e.outerHTML.slice(0, 120))"""))
 
