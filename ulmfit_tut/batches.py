@@ -51,14 +51,14 @@ class CorpusLabel(_LookUp):
         v = o[self.cols[0]]
         return f'{v:g}' if isinstance(v, float) and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
 
-# %% ../nbs/api/batches.ipynb #8909dd92
+# %% ../nbs/api/batches.ipynb #d87c1475
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), Integral)
 
 def _source(ds):
     "Ids, starts and lengths of the texts of a dataset, and the table from ids to its vocabulary"
     if hasattr(ds, '_source'): return ds._source
-    tl,items = ds.tls[0],ds.tls[0].items
-    def known(types): return np.array([tl.numericalize.o2i[t] for t in types], np.int64)
+    tl,items,num = ds.tls[0],ds.tls[0].items,ds.tls[0].numericalize.o2i
+    def known(types): return np.array([num[t] for t in types], np.int64)
     if _rows(items):
         c,rows = tl.corpus_text.there(),np.array(items)
         if rows.min() < 0 or rows.max() >= len(c): raise ValueError(f'Rows {rows.min()} to {rows.max()} of a corpus that has 0 to {len(c) - 1}')
