@@ -19,7 +19,7 @@ html_static_path,html_extra_path = ['site.css'],[str(root/'nbs/llms.txt')]
 html_context,html_favicon = dict(default_mode='auto'),'icon.svg'
 html_theme_options = dict(navbar_persistent=[], max_navbar_depth=1, show_toc_level=2, use_fullscreen_button=False, footer_content_items='')
 html_sidebars = {'**': ['navbar-logo.html', 'search-button-field.html', 'sbt-sidebar-nav.html']}
-html_js_files = [(None, {'body': "if (location.protocol == 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false"})]    # a browser reads no other file there
+html_show_search_summary = False                                       # it would begin with the words of the theme's menu
 
 class SymbolLinks(SphinxTransform):
     "Names in backticks, and calls of them, link to the reference"
