@@ -286,3 +286,13 @@ def test_two_real_processes_share_the_batches(tmp_path, is_lm):
     if is_lm:
         assert len(here[0]) == len(there[0]) == len(there[1])
         for o, a, b in zip(here[0], *there): assert all((x == np.concatenate([y, z])).all() for x, y, z in zip(o, a, b))
+
+@pytest.mark.parametrize('world', [2, 3, 5])
+def test_fewer_batches_than_processes(corpus, vocab, world):
+    "One batch for several: every process still makes as many steps as the others, and every text is read"
+    dls = text_dls(corpus, vocab, bs=8, seq_len=16, device='cpu')
+    n = len(dls.train_ds)
+    ranks = [dls.train.new(bs=n, shuffle=False, drop_last=False, rank=r, world=world) for r in range(world)]
+    idxs = [o.get_idxs() for o in ranks]
+    assert [len(list(o)) for o in ranks] == [1]*world == [len(o) for o in ranks]
+    assert set().union(*idxs) == set(range(n)) and all(idxs)
