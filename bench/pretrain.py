@@ -4,6 +4,7 @@
     python bench/pretrain.py prepare movies --imdb ~/.fastai/data/imdb
     python bench/pretrain.py train   wiki   --n_tokens 12_000_000
     python bench/pretrain.py train   movies --init wiki --n_tokens 14_000_000 --lr 3e-3 --full_from 0.96
+    python bench/pretrain.py train   wiki   --n_tokens 12_000_000 --backwards
     python bench/pretrain.py card    wiki            # fp16 file, perplexities, trigram baseline, model card; then the same for movies
 
 Everything goes under `--work` (default `~/.fastai/pretrain`). `train` saves every `--every` steps and, called again, goes on from there.
@@ -115,6 +116,10 @@ def stream(ids, offsets, bs, seed, epoch):
     n = (len(flat) - 1) // bs
     return [torch.from_numpy(flat[i:i + n*bs].astype(np.int64)).view(bs, n) for i in (0, 1)]
 
+def backwards_(ids, offsets):
+    "Each text from its end, `xxbos` last, as fastai's `reverse_text` has it"
+    return np.concatenate([ids[a:b][::-1] for a, b in zip(offsets[:-1], offsets[1:])])
+
 # --- training ----------------------------------------------------------------------------------------------------------------------------
 
 @contextmanager
@@ -135,12 +140,14 @@ def transfer(model, init, vocab):
     model.load_state_dict(match_embeds(sd, old, vocab))
     print(f'{len(set(old) & set(vocab)):,} of {len(vocab):,} words known to {init.name}')
 
-def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mult=0.1, n_neg=1024, full_from=0.92, every=500, stop_at=None):
+def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mult=0.1, n_neg=1024, full_from=0.92, every=500, stop_at=None, backwards=False):
     "Train until `n_tokens` are seen (default: all of them once); sampled loss first, the exact one for the last part."
     d = work/name
     vocab = json.loads((d/'vocab.json').read_text(encoding='utf8'))
     ids, offsets = np.load(d/'train.npy'), np.load(d/'train_offsets.npy')
-    valid = np.load(d/'valid.npy')[:100_000]
+    valid, state = np.load(d/'valid.npy'), d/f'state{"_bwd"*backwards}.pt'
+    if backwards: ids, valid = backwards_(ids, offsets), backwards_(valid, np.load(d/'valid_offsets.npy'))
+    valid = valid[:100_000]
     steps = int(n_tokens or len(ids)) // (bs*seq_len)
     counts = np.bincount(ids, minlength=VOCAB_SZ).astype(np.float64) + 1
     unigram = torch.from_numpy(counts/counts.sum()).float()
@@ -149,9 +156,9 @@ def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mu
     opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     run = dict(name=name, bs=bs, seq_len=seq_len, lr=lr, drop_mult=drop_mult, n_neg=n_neg, full_from=full_from, steps=steps, init=init)
     step, secs, log = 0, 0., []
-    if (d/'state.pt').exists():
-        s = torch.load(d/'state.pt', weights_only=True)
-        if s['run'] != run: raise SystemExit(f'{d}/state.pt is from other settings: {s["run"]}; delete it or repeat them')
+    if state.exists():
+        s = torch.load(state, weights_only=True)
+        if s['run'] != run: raise SystemExit(f'{state} is from other settings: {s["run"]}; delete it or repeat them')
         model.load_state_dict(s['model']); opt.load_state_dict(s['opt']); gen.set_state(s['gen']); torch.set_rng_state(s['rng'])
         step, secs, log = s['step'], s['secs'], s['log']
     elif init: transfer(model, work/init, vocab)
@@ -177,7 +184,7 @@ def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mu
             model[0].hidden, model[0].bs = hidden, mbs
             log.append(dict(step=step, tokens=step*bs*seq_len, loss=ema, valid_ppl=ppl, secs=secs + time.time() - t0))
             bar.write(json.dumps(log[-1]))
-            with replacing(d/'state.pt') as tmp:
+            with replacing(state) as tmp:
                 torch.save(dict(run=run, model=model.state_dict(), opt=opt.state_dict(), gen=gen.get_state(), rng=rng, hidden=[tuple(h) for h in hidden],
                                 step=step, secs=secs + time.time() - t0, log=log), tmp)
             if stop_at and step >= stop_at: return
@@ -300,8 +307,9 @@ if __name__ == '__main__':
     p.add_argument('--n_tokens', type=int, default=0); p.add_argument('--n_valid', type=int, default=0)
     p.add_argument('--bs', type=int, default=32); p.add_argument('--lr', type=float, default=4e-3); p.add_argument('--n_neg', type=int, default=1024)
     p.add_argument('--full_from', type=float, default=0.92, help='share of steps after which the loss is exact'); p.add_argument('--threads', type=int); p.add_argument('--every', type=int, default=500); p.add_argument('--stop_at', type=int)
+    p.add_argument('--backwards', action='store_true', help='read every text from its end')
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     if a.what == 'prepare': prepare(a.name, a.work, a.text, a.imdb, a.n_tokens, a.n_valid or (2000 if a.imdb else 60))
     if a.what == 'card': card(a.name, a.work, a.out)
-    if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at)
+    if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at, backwards=a.backwards)
