@@ -4,7 +4,7 @@
     python bench/pretrain.py prepare movies --imdb ~/.fastai/data/imdb
     python bench/pretrain.py train   wiki   --n_tokens 12_000_000
     python bench/pretrain.py train   movies --init wiki --n_tokens 14_000_000 --lr 3e-3 --full_from 0.96
-    python bench/pretrain.py train   wiki   --n_tokens 12_000_000 --backwards
+    python bench/pretrain.py train   wiki   --n_tokens 12_000_000 --backwards                               # and movies, likewise
     python bench/pretrain.py card    wiki            # fp16 file, perplexities, trigram baseline, model card; then the same for movies
 
 Everything goes under `--work` (default `~/.fastai/pretrain`). `train` saves every `--every` steps and, called again, goes on from there.
@@ -132,11 +132,11 @@ def lr_at(step, steps, lr, warm=0.1):
     if step < warm*steps: return lr * (step + 1) / (warm*steps)
     return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step/steps - warm) / (1 - warm))))
 
-def transfer(model, init, vocab):
+def transfer(model, init, vocab, state):
     "Start from another run's weights; words it does not know get the mean row (fastai's `match_embeds`)."
     from fastai.text.learner import match_embeds
     old = json.loads((init/'vocab.json').read_text(encoding='utf8'))
-    sd = torch.load(init/'state.pt', weights_only=True)['model']
+    sd = torch.load(init/state, weights_only=True)['model']
     model.load_state_dict(match_embeds(sd, old, vocab))
     print(f'{len(set(old) & set(vocab)):,} of {len(vocab):,} words known to {init.name}')
 
@@ -161,7 +161,7 @@ def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mu
         if s['run'] != run: raise SystemExit(f'{state} is from other settings: {s["run"]}; delete it or repeat them')
         model.load_state_dict(s['model']); opt.load_state_dict(s['opt']); gen.set_state(s['gen']); torch.set_rng_state(s['rng'])
         step, secs, log = s['step'], s['secs'], s['log']
-    elif init: transfer(model, work/init, vocab)
+    elif init: transfer(model, work/init, vocab, state.name)
     model.train(); model[0].reset()
     if step: model[0].bs, model[0].hidden = bs, [tuple(h) for h in s['hidden']]
     per_epoch = (len(ids) - 1)//bs//seq_len
