@@ -6,127 +6,55 @@
 __all__ = ['read_run', 'page', 'report']
 
 # %% ../nbs/api/report.ipynb #e2ae8dd1
-import html,io,json,re,warnings
+import io,json,re
 import numpy as np, pandas as pd
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
-from fastcore.xml import Safe
 
 # %% ../nbs/api/report.ipynb #46c2ab67
-def _num(x, f=',.0f'): return '–' if x is None or not np.isfinite(x) else format(x, f)
-def _pct(x): return _num(x, '.1%').replace('%', '\N{NO-BREAK SPACE}%')
-def _span(low, high): return '–' if _num(low)=='–' else f'{100*low:.1f} to {_pct(high)}'
-def _rate(x): return re.sub(r'\.0e|e', 'e', _num(x, '.1e')).replace('e-0', 'e-').replace('e+00', '')
-def _prob(x): return f'> {_pct(.999)}' if .9995<x<1 else f'< {_pct(.001)}' if 0<x<.0005 else _pct(x)
-def _learns(freeze_to): return {0:'all groups', -1:'last group'}.get(freeze_to, f'last {_num(-freeze_to)} groups')
-
-# %% ../nbs/api/report.ipynb #2b586bc2
-_look = (dict.fromkeys(['stage', 'epochs', 'texts', 'tokens', 'tokens per text', 'test texts'], _num) | dict.fromkeys(['accuracy', 'unknown'], _pct) |
-    dict.fromkeys(['train loss', 'valid loss'], lambda v: _num(v, '.4f')) | dict(perplexity=lambda v: _num(v, '.1f')))
-
-def _table(df, caption, cls=''):
-    "`df` in a box that scrolls; `low` and `high` make one column"
-    if 'low' in df: df = df.assign(low=[*map(_span, df.low, df.high)]).drop(columns='high').rename(columns={'low':'95 % interval'})
-    df = df.rename(columns=lambda o: o.replace('_', ' '))
-    s = df.set_index(df.columns[0]).rename_axis(columns=df.columns[0], index=None).to_html(border=0, classes=cls, na_rep='–', formatters=_look)
-    s = s.replace('<thead>', f'<caption>{caption}</caption><thead>', 1)
-    return Safe(f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">{s}</div>')
-
-# %% ../nbs/api/report.ipynb #b5fc971b
-def _figure(title, what, says, draw, h=3.5):
-    "What `draw` puts on the axes, and `what` it `says` in words, for those who do not see it"
+def _draw(df, title, y, x, log=False, **names):
+    "SVG of a line for each column in `names`, which says what to call it, and what the lines say in words; one called `_` only holds a colour free"
     import matplotlib as mpl, matplotlib.figure
-    if not says: return Safe(f'<p class="mute">{title}: no numbers to draw.</p>')
-    buf,alt = io.StringIO(), html.escape(f'{title}. {what}{"; ".join(says)}.')
-    with mpl.rc_context({'svg.hashsalt': title}, files('ulmfit_tut')/'data_files/report.mplstyle'), warnings.catch_warnings(action='ignore'):
-        fig = mpl.figure.Figure((5, h))
-        draw(fig.subplots())  # of letters that its font lacks matplotlib warns, but the browser has them
-        fig.savefig(buf, format='svg', metadata=dict.fromkeys(('Creator','Date','Format','Type')))
-    svg = re.sub(r'^.*?<svg|<style.*?</style>|( id="[\w.]+_\d{1,3}"|(?<=\.\d\d)\d+)(?=[^<>]*>)', '', buf.getvalue(), flags=re.S)
-    svg = re.sub(r'#0000f(\d)(?=[^<>]*>)', r'var(--c\1)', svg)
-    return Safe(f'<figure><figcaption>{title}</figcaption><svg role="img" aria-label="{alt}"{svg}</figure>')
-
-# %% ../nbs/api/report.ipynb #88d76313
-def _lines(df, title, y, x='epoch', log=False, **names):
-    "A line for each column in `names`, which says what to call it; one called `_` only holds a colour free"
-    df = df.set_axis(range(1, len(df)+1))
-    stages,d = df.stage[df.stage.diff()>0] if 'stage' in df else {}, df.reindex(columns=[*names])
-    d = d.where(np.isfinite(d) & ((d > d.max().max()/1e4) | (not log)))
-    d,say = d.iloc[np.linspace(0, len(d)-1, min(len(d), 400), dtype=int)], _rate if log else '{:.4g}'.format  # a screen has no room for more points
-    def draw(ax):
+    df,buf = df.set_axis(range(1, len(df)+1)), io.StringIO()
+    d = df.reindex(columns=[*names]).replace([np.inf, -np.inf], np.nan)
+    if log: d = d.where(d > d.max().max()/1e4)
+    d = d.iloc[np.linspace(0, len(d)-1, min(len(d), 400), dtype=int)]  # a screen has no room for more points
+    with mpl.rc_context({'svg.hashsalt': title}, files('ulmfit_tut')/'data_files/report.mplstyle'):
+        ax = mpl.figure.Figure((5, 3.5)).subplots()
         for k,c in names.items(): ax.plot(d.index, d[k], label=c+' (frozen)'*(log and not df[k].any()), marker='o' if len(d)<31 else '')
-        for i,(e,s) in enumerate(stages.items()):  # names one below the other, for stages may be short
+        for e,s in df.stage[df.stage.diff()>0].items() if 'stage' in df else []:
             ax.axvline(e-.5, color='#0000f6', ls=':', lw=1)
-            ax.annotate(f'stage {s:.0f}', (e-.5, 1), (3, -12*(i%6)), xycoords=('data','axes fraction'), textcoords='offset points', va='top')
+            ax.text(e-.5, .99, f'stage {s:.0f}', rotation='vertical', ha='right', va='top', transform=ax.get_xaxis_transform())
         if log:
             ax.set_yscale('log', subs=[2,5] if d.max().max()<100*d.min().min() else [])
-            ax.yaxis.set(major_formatter=lambda v,_: _rate(v), minor_formatter=lambda v,_: _rate(v))
+            ax.yaxis.set(major_formatter='{x:g}', minor_formatter='{x:g}')
         ax.set(xlabel=x, ylabel=y)
         ax.locator_params('x', integer=True)
         ax.figure.legend(loc='outside upper left', ncols=2)
-    says = [f'{c} from {say(o.iloc[0])} to {say(o.iloc[-1])}' for k,c in names.items() if len(o := d[k].dropna())]
-    return _figure(title, f'{y} against {x}: ', says, draw)
-
-# %% ../nbs/api/report.ipynb #02a20f6b
-def _dots(df, title, names):
-    "`accuracy` from `low` to `high`, one row below the other; the last of `names` is emphasized"
-    rows = [o for o in zip(names, df.accuracy, df.low, df.high) if np.isfinite(o[1:]).all()]
-    def draw(ax):
-        for i,(name,v,*span) in enumerate(rows):
-            look,weight = (dict(color='#0000f0', ls='-'),'bold') if name==[*names][-1] else (dict(color='#0000f6', ls='-'),'normal')
-            ax.plot(100*np.array(span), [i,i], marker='|', ms=10, **look)
-            ax.plot(100*v, i, marker='o', ms=9, **look)
-            for x,s,ha in ((0,name,'left'), (1,_pct(v),'right')):
-                ax.text(x, i-.25, s, ha=ha, weight=weight, transform=ax.get_yaxis_transform(), in_layout=False)
-        ax.set(xlabel='accuracy, %', yticks=[], ylim=(len(rows)-.6, -.8))
-    return _figure(title, '', [f'{n} {_pct(v)}, interval {_span(*o)}' for n,v,*o in rows], draw, .56*len(rows)+.7)
+        ax.figure.savefig(buf, format='svg', metadata=dict.fromkeys(('Creator','Date','Format','Type')))
+    svg = re.sub(r'^.*?<svg|<style.*?</style>|( id="[\w.]+_\d{1,3}"|(?<=\.\d\d)\d+)(?=[^<>]*>)', '', buf.getvalue(), flags=re.S)
+    says = [f'{c} from {o.iloc[0]:.4g} to {o.iloc[-1]:.4g}' for k,c in names.items() if len(o := d[k].dropna())]
+    return re.sub(r'#0000f(\d)(?=[^<>]*>)', r'var(--c\1)', svg), says
 
 # %% ../nbs/api/report.ipynb #c2dc65b9
 def read_run(
     path:Path # folder of a finished run
-)->SimpleNamespace: # `config`, `test`, and a table for each CSV file; probabilities as an array
+)->dict: # settings (`config`), result (`test`), a table for each CSV file, the `confusion` matrix, and the `wrong` answers, the worst first
     "Read everything that `page` shows"
-    path,r,words = Path(path), SimpleNamespace(), 'part label phase arm starts_from text predicted'.split()
+    def table(o):
+        f = Path(path)/f'{o}.csv'
+        if not f.exists() or not f.stat().st_size: return pd.DataFrame(columns=words)
+        return pd.read_csv(f, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=['']).fillna(dict.fromkeys(words, ''))
+    words = 'text label predicted part phase arm starts_from'.split()
+    r = {o: table(o) for o in 'data history metrics lrs predictions comparison'.split()}
     for o in ('config','test'):
-        if not (path/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{o}.json`: `report` reads the folder of a finished run")
-        setattr(r, o, json.loads((path/f'{o}.json').read_text(encoding='utf-8')))
-    for o in 'data history metrics lrs predictions comparison'.split():
-        f,df = path/f'{o}.csv', pd.DataFrame(columns=words)
-        if f.exists() and f.stat().st_size: df = pd.read_csv(f, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=[''])
-        setattr(r, o, df.fillna({c: '' for c in words if c in df}))
-    r.classes,r.probs = r.config['classes'], r.predictions.iloc[:,3:].to_numpy(float)  # by position: a class may be called "text"
+        if not (f := Path(path)/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{f.name}`: `report` reads the folder of a finished run")
+        r[o] = json.loads(f.read_text(encoding='utf-8'))
+    df,classes = r['predictions'], r['config']['classes']
+    p = lambda c: df.iloc[:,3:].to_numpy(float)[range(len(df)), [classes.index(o) for o in df[c]]]  # by position: a class may be called "text"
+    r['confusion'] = pd.crosstab(df.label, df.predicted).reindex(index=classes, columns=classes, fill_value=0)
+    r['wrong'] = df.iloc[:,:3].assign(p_true=p('label'), p_said=p('predicted')).query('label!=predicted').sort_values('p_true', kind='stable')
     return r
-
-# %% ../nbs/api/report.ipynb #19f2ec1e
-def _data(r):
-    def each(d):
-        ns = [f'{l} {_num(k)}' for l,k in zip(d.label, d.texts) if l]
-        return ', '.join(ns) if len(ns)<7 else f'{len(ns)} classes, {" to ".join(map(_num, sorted({d.texts.min(), d.texts.max()})))} texts each'
-    d = r.data.assign(part=pd.Categorical(r.data.part, ['train','valid','test','unsup']), unknown=r.data.unknown*r.data.tokens)
-    g = d.groupby('part', observed=True)
-    s = g[['texts','tokens','unknown']].sum().reset_index()
-    return s.assign(unknown=s.unknown/s.tokens, tokens_per_text=s.tokens/s.texts, texts_of_each_class=[each(d) for _,d in g])
-
-def _schedule(r):
-    m = r.metrics.assign(model=r.metrics.phase.map(dict(lm='language model', clas='classifier')), learns=r.metrics.freeze_to.map(_learns),
-                         learning_rate=[' to '.join(map(_rate, sorted({*o}))) for o in zip(r.metrics.lr_low, r.metrics.lr_high)])
-    return m[['model','stage','learns','epochs','learning_rate','train_loss','valid_loss','perplexity','accuracy','low','high']]
-
-# %% ../nbs/api/report.ipynb #c8a55793
-def _stages(r):
-    m = r.metrics[r.metrics.phase=='clas']
-    return _dots(m, 'Accuracy on validation after each stage', [f'stage {_num(s)}: {_learns(f)}' for s,f in zip(m.stage, m.freeze_to)])
-
-# %% ../nbs/api/report.ipynb #dca84d48
-def _confusion(r): return pd.crosstab(r.predictions.label, r.predictions.predicted).reindex(index=r.classes, columns=r.classes, fill_value=0).to_numpy()
-
-def _wrong(r):
-    df,p = r.predictions.iloc[:,:3],lambda o: r.probs[np.arange(len(o)), o.map(r.classes.index)]
-    return df.assign(p_true=p(df.label), p_said=p(df.predicted)).query('label!=predicted').sort_values('p_true', kind='stable')
-
-def _config(r):
-    return pd.DataFrame([(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k,v in r.config.items()], columns=['setting','value'])
 
 # %% ../nbs/api/report.ipynb #9ae82175
 def page(
@@ -135,8 +63,7 @@ def page(
     "The report of a run"
     from jinja2 import Environment,PackageLoader,StrictUndefined
     env = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    fs = _num,_pct,_span,_prob,_table,_lines,_dots,_data,_schedule,_stages,_confusion,_wrong,_config
-    s = env.get_template('report.html').render(r=read_run(path), **{f.__name__[1:]: f for f in fs})
+    s = env.get_template('report.html').render(r=read_run(path), draw=_draw)
     return re.sub('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '\N{REPLACEMENT CHARACTER}', s)
 
 # %% ../nbs/api/report.ipynb #d0a1e7f1
