@@ -24,9 +24,8 @@ def parse_args(
         k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
         kw = dict(action='store_true') if value is False else dict(default=value, type=type(one or ''), nargs=nargs.get(k), choices=choices.get(k))
         p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=about, **kw)
-    p.add_argument('--quiet', action='store_true', help='no progress bars')
-    res = vars(p.parse_args(args))
-    return {'progress': not res.pop('quiet'), **{k: tuple(v) if isinstance(v, list) else v for k,v in res.items()}}
+    p.add_argument('--quiet', dest='progress', action='store_false', help='no progress bars')
+    return vars(p.parse_args(args))
 
 # %% ../nbs/api/cli.ipynb #fb7e8590
 def _run(prog, args, module, work):
