@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 import ulmfit_tut.report
 from jinja2 import Environment,PackageLoader
-from ulmfit_tut.report import page,read_run,report,_draw
+from ulmfit_tut.report import read_run,report,_draw
 
+def page(run): return report(run).read_bytes().decode()
 look = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True).get_template('report.macros.html').make_module(dict(draw=_draw))
 
 XSS = '<script>alert(1)</script><img src=x onerror="alert(2)"> \'"><b onclick=\'x\'>'
@@ -88,7 +89,7 @@ def test_hostile_names(tmp_path):
 def test_same_bytes(tmp_path):
     a,b = (report(make(tmp_path/o)).read_bytes() for o in 'ab')
     assert a==b and b'\r' not in a
-    code = f'import sys; from ulmfit_tut.report import page; sys.stdout.buffer.write(page({str(tmp_path/"b")!r}).encode()); assert "matplotlib.pyplot" not in sys.modules'
+    code = f'import sys; from ulmfit_tut.report import report; sys.stdout.buffer.write(report({str(tmp_path/"b")!r}).read_bytes()); assert "matplotlib.pyplot" not in sys.modules'
     p = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, env=dict(os.environ, PYTHONHASHSEED='7'), cwd=Path(__file__).parents[1])
     assert p.stdout==a
 

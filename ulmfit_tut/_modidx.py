@@ -171,7 +171,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_tut.predict.predict': ('predict.html#predict', 'ulmfit_tut/predict.py'),
                                     'ulmfit_tut.predict.predict_csv': ('predict.html#predict_csv', 'ulmfit_tut/predict.py')},
             'ulmfit_tut.report': { 'ulmfit_tut.report._draw': ('api/report.html#_draw', 'ulmfit_tut/report.py'),
-                                   'ulmfit_tut.report.page': ('api/report.html#page', 'ulmfit_tut/report.py'),
                                    'ulmfit_tut.report.read_run': ('api/report.html#read_run', 'ulmfit_tut/report.py'),
                                    'ulmfit_tut.report.report': ('api/report.html#report', 'ulmfit_tut/report.py')},
             'ulmfit_tut.restore': { 'ulmfit_tut.restore.clean_exit': ('api/restore.html#clean_exit', 'ulmfit_tut/restore.py'),

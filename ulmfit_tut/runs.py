@@ -6,9 +6,8 @@
 __all__ = ['arms', 'check_settings', 'unfinished', 'write', 'data_table', 'run_tables', 'minutes', 'steady_memory']
 
 # %% ../nbs/api/runs.ipynb #e7fa81a3
-import contextlib, ctypes
+import contextlib, ctypes, timeit
 from fastai.text.all import *
-from torch.utils.benchmark import Timer
 from .compare import wilson
 from .files import replacing
 
@@ -36,29 +35,26 @@ def unfinished(
     config:dict # settings and data of the run that wants it
 ) -> bool: # whether it goes on
     "Look for an unfinished run of these very settings and data in the folder `out`; `FileExistsError` if it holds anything else"
-    file = out/'config.json'
     if (out/'report.html').exists(): raise FileExistsError(f'{out} holds a finished run: choose another folder with out=...')
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
-    if not file.exists(): raise FileExistsError(f'{out} is a file, or not empty and no run folder: choose another with out=...')
-    old = json.loads(file.read_text(encoding='utf8'))
+    if not (out/'config.json').exists(): raise FileExistsError(f'{out} is a file, or not empty and no run folder: choose another with out=...')
+    old = json.loads((out/'config.json').read_text(encoding='utf8'))
     if diff := [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in config.items() if old.get(k) != v]:
         raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
     return True
 
 def write(obj, file:Path): # a table as CSV, anything else as JSON
     "All or nothing; text in a table is quoted, so that a lone `\\r` in it does not end a row"
-    table = isinstance(obj, pd.DataFrame)
-    text = obj.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if table else json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
+    text = obj.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if hasattr(obj, 'to_csv') else json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     with replacing(file) as tmp: tmp.write_bytes(text.encode())
 
 # %% ../nbs/api/runs.ipynb #d2aeb3fc
 def data_table(corpus, vocab:list) -> pd.DataFrame: # a row per part and label: texts, tokens, and how many of these are not in `vocab`
     "What went in, of a `TextCorpus`"
-    df,vocab,res = corpus.df,set(vocab),[]
-    for (p,l),idx in sorted(df.groupby([df.part.mask(df.is_valid & df.part.eq('train'), 'valid'), 'label']).indices.items()):
-        n = corpus.counts(idx)
-        res.append(dict(part=p, label=l, texts=len(idx), tokens=sum(n.values()), unknown=sum(n[o] for o in n.keys() - vocab)))
-    return pd.DataFrame(res)
+    df,vocab = corpus.df,set(vocab)
+    rows = df.groupby([df.part.mask(df.is_valid & df.part.eq('train'), 'valid'), 'label']).indices
+    counts = ((*k, len(idx), corpus.counts(idx)) for k,idx in sorted(rows.items()))
+    return pd.DataFrame([dict(part=p, label=l, texts=n, tokens=sum(c.values()), unknown=sum(c[o] for o in c.keys() - vocab)) for p,l,n,c in counts])
 
 def run_tables(
     trained:dict, # of each phase, `lm` or `clas`: history and rates of `fit_stages`, and `stage_table`
@@ -82,8 +78,8 @@ def minutes(
     with torch.random.fork_rng(devices=[]):
         model = get_language_model(AWD_LSTM, len(lm.vocab), {**awd_lstm_lm_config, **sizes}).to(c['device'])
         x = torch.randint(len(lm.vocab), (c['bs'], c['seq_len']), device=c['device'])
-        timers = [Timer('listify(part(x))[0].mean().backward()', globals=dict(listify=listify, part=o, x=x), num_threads=torch.get_num_threads()) for o in (model, model[0])]
-        a,b = (o.timeit(2).median for o in timers)
+        step = lambda part: torch.autograd.grad(listify(part(x))[0].mean(), [*part.parameters()], allow_unused=True)[0].sum().item()    # whoever wants the number waits for the device
+        a,b = (min(timeit.repeat(partial(step, o), number=1, repeat=3)) for o in (model, model[0]))                                     # the first step warms up
     n_lm,n_clas = len(lm.train)*sum(c['lm_epochs']),(clas.train.lens//c['seq_len'] + 1).sum()/c['bs']*sum(c['epochs'])        # steps over windows of `seq_len`
     return 1.2*(n_lm*a + n_clas*b*(1 + len({'scratch', 'direct'} & {*c['compare']})))/60 + 0.2
 

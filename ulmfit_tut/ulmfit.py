@@ -109,15 +109,14 @@ def ulmfit(
           f'{"What is left of about" if goes_on else "About"} {minutes(lm, clas, c, sizes):.1f} minutes on {c["device"]}. Everything goes to {out}')
 
     test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
-    preds = [(arms[k], '', f(df)) for k,f in simple.items() if k in c['compare']]
+    rows = [(arms[k], '', (f(df) == test.label).sum()) for k,f in simple.items() if k in c['compare']]
     for name,settings in _arms(c):
         if progress: print(f'\n{name}')
         learn,trained = _arm(corpus, settings, sizes, out, out/'state'/name.replace(',', ''), progress)
         frame = pd.concat([test[['text', 'label']], predict(learn, test.text).rename(columns={'label': 'predicted'})], axis=1)
-        preds.append((name, settings['pretrained'].replace('none', ''), frame.iloc[:, 2]))
+        rows.append((name, settings['pretrained'].replace('none', ''), (frame.iloc[:, 2] == test.label).sum()))
 
-    right = [(p == test.label).sum() for *_,p in preds]
-    table = pd.DataFrame([(*o[:2], k/len(test), *wilson(k, len(test)), len(test)) for o,k in zip(preds, right)], columns=['arm', 'starts_from', 'accuracy', 'low', 'high', 'n'])
+    table = pd.DataFrame([(*o, k/len(test), *wilson(k, len(test)), len(test)) for *o,k in rows], columns=['arm', 'starts_from', 'accuracy', 'low', 'high', 'n'])
     tables = dict(data=data_table(corpus, vocab), predictions=frame, comparison=table, **run_tables(trained, len(learn.dls.valid_ds)))
     for k,o in tables.items(): write(o, out/f'{k}.csv')
     save_text_model(learn, out/'classifier.safetensors')
