@@ -78,8 +78,9 @@ def minutes(
     with torch.random.fork_rng(devices=[]):
         model = get_language_model(AWD_LSTM, len(lm.vocab), {**awd_lstm_lm_config, **sizes}).to(c['device'])
         x = torch.randint(len(lm.vocab), (c['bs'], c['seq_len']), device=c['device'])
-        step = lambda part: torch.autograd.grad(listify(part(x))[0].mean(), [*part.parameters()], allow_unused=True)[0].sum().item()    # whoever wants the number waits for the device
-        a,b = (min(timeit.repeat(partial(step, o), number=1, repeat=3)) for o in (model, model[0]))                                     # the first step warms up
+        # the first step warms up; who asks for a number waits for the device
+        step = lambda part: torch.autograd.grad(listify(part(x))[0].mean(), [*part.parameters()], allow_unused=True)[0].sum().item()
+        a,b = (min(timeit.repeat(partial(step, o), number=1, repeat=3)) for o in (model, model[0]))
     n_lm,n_clas = len(lm.train)*sum(c['lm_epochs']),(clas.train.lens//c['seq_len'] + 1).sum()/c['bs']*sum(c['epochs'])        # steps over windows of `seq_len`
     return 1.2*(n_lm*a + n_clas*b*(1 + len({'scratch', 'direct'} & {*c['compare']})))/60 + 0.2
 
