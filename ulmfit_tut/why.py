@@ -13,7 +13,7 @@ from .data import join_fields
 from .encoder import _kind, about, text_columns, words_of
 from .predict import _ids, _reading, decode_tokens, predict
 
-# %% ../nbs/15_why.ipynb #61a5112c
+# %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
     "Positions of the tokens of each word: its marks go with it, and the sign of the start is none"
     res = [[]]
@@ -30,8 +30,8 @@ def why(
     bs:int=64, # versions of a text that are read at once; the scores do not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
 ) -> pd.DataFrame: # a row a word: `text`, its place from 0; `label`; `word` as the network reads it; `score` in log-odds, above 0 where it speaks for the label
-    "What each word is worth for a class: the log-odds that are lost when it becomes `xxunk` (occlusion, Zeiler & Fergus 2014). `ValueError` for a text without words"
-    if is_listy(learn): raise TypeError("Each classifier has reasons of its own: explain them one by one")
+    "What each word is worth for a class: the log-odds that are lost when it becomes `xxunk` (occlusion, Zeiler & Fergus 2014). Reads a text as often as it has words; `ValueError` if it has none"
+    if is_listy(learn): raise TypeError('Each classifier has reasons of its own: explain them one by one')
     probs = predict(learn, texts, bs, text_col).iloc[:, 1:].to_numpy()                           # what is no text and no classifier fails here
     classes,several = itemgetter('classes', 'several')(_kind(learn))
     if label is not None and str(label) not in classes: raise ValueError(f'label={label!r} is none of the classes {classes}')
@@ -40,7 +40,7 @@ def why(
     with _reading(learn) as (model,device):
         all_ids = [o[::turn] for o in _ids(learn, [texts] if isinstance(texts, str) else list(texts))]
         words = [_words([vocab[i] for i in o]) for o in all_ids]
-        if empty := [i for i,o in enumerate(words) if not o][:5]: raise ValueError(f'Texts {empty} hold no word that could be a reason: leave them out')
+        if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason: leave them out')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
             c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
             for b in chunked([[], *at], bs):
