@@ -4,10 +4,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 import ulmfit_tut.report
-from ulmfit_tut.report import page,read_run,report,_dots,_lines,_prob,_rate
+from jinja2 import Environment,PackageLoader
+from ulmfit_tut.report import read_run,report,_draw
+
+def page(run): return report(run).read_bytes().decode()
+look = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True).get_template('report.macros.html').make_module(dict(draw=_draw))
 
 XSS = '<script>alert(1)</script><img src=x onerror="alert(2)"> \'"><b onclick=\'x\'>'
-COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to train_loss valid_loss metric',
+COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to train_loss valid_loss perplexity accuracy',
     metrics='phase stage freeze_to epochs lr_low lr_high train_loss valid_loss perplexity accuracy low high',
     lrs='phase step g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
 
@@ -19,8 +23,8 @@ def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=
     pred = [classes[(i+wrong)%k] for i in range(n)]
     probs = np.full((n, k), .3/(k-1))
     for i,p in enumerate(pred): probs[i,classes.index(p)] = .7
-    fs = dict(data=[('train',c,90,7000,.01) for c in classes]+[('test',c,2,100,.02) for c in classes]+[('unsup','',400,28000,.01)],
-        history=[('lm',1,-1,4.9,4.6,99.5), ('lm',2,0,4.5,4.4,81.5), ('clas',1,-1,.6,.6,.7), ('clas',2,0,.5,.5,.8)],
+    fs = dict(data=[('train',c,90,7000,70) for c in classes]+[('test',c,2,100,2) for c in classes]+[('unsup','',400,28000,280)],
+        history=[('lm',1,-1,4.9,4.6,99.5,''), ('lm',2,0,4.5,4.4,81.5,''), ('clas',1,-1,.6,.6,'',.7), ('clas',2,0,.5,.5,'',.8)],
         metrics=[('lm',1,-1,1,1e-2,1e-2,4.9,4.6,99.5,'','',''), ('lm',2,0,1,1e-4,2e-3,4.5,4.4,81.5,'','',''),
                  ('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8), ('clas',2,0,1,1e-5,1e-3,.5,.5,'',.8,.6,.9)],
         lrs=[('lm',i,0,0,0,.01,'') for i in range(1,5)]+[('clas',i,0,0,0,.01*(i>2),.02) for i in range(1,5)],
@@ -79,13 +83,13 @@ def test_hostile_names(tmp_path):
     cs = (XSS, 'NA', 'text', 'label')
     run = make(tmp_path/'r', classes=cs, texts=['one two']*8, comparison=[(XSS, XSS, .5, .4, .6, 4)])
     r = read_run(run)
-    assert r.classes==list(cs) and r.predictions.label[1]=='NA' and r.probs.shape==(8,4) and r.probs[0,1]==.7
+    assert r['predictions'].label[1]=='NA' and r['confusion'].shape==(4,4) and r['wrong'].p_said.tolist()==[.7]*8 and (r['wrong'].p_true-.1).abs().max()<1e-9
     check(run)
 
 def test_same_bytes(tmp_path):
     a,b = (report(make(tmp_path/o)).read_bytes() for o in 'ab')
     assert a==b and b'\r' not in a
-    code = f'import sys; from ulmfit_tut.report import page; sys.stdout.buffer.write(page({str(tmp_path/"b")!r}).encode()); assert "matplotlib.pyplot" not in sys.modules'
+    code = f'import sys; from ulmfit_tut.report import report; sys.stdout.buffer.write(report({str(tmp_path/"b")!r}).read_bytes()); assert "matplotlib.pyplot" not in sys.modules'
     p = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, env=dict(os.environ, PYTHONHASHSEED='7'), cwd=Path(__file__).parents[1])
     assert p.stdout==a
 
@@ -104,7 +108,7 @@ def test_unfinished_run(tmp_path):
     assert not (run/'report.html').exists()
 
 def test_no_language_model_and_one_stage(tmp_path):
-    h = check(make(tmp_path/'r', history=[('clas',1,-1,.6,.6,.7)], metrics=[('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8)],
+    h = check(make(tmp_path/'r', history=[('clas',1,-1,.6,.6,'',.7)], metrics=[('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8)],
                    lrs=[('clas',1,0,0,0,0,.02)], cfg=dict(pretrained='none')))
     assert 'No language model was fine-tuned in this run. The classifier started from random weights' in ''.join(h.text)
 
@@ -120,7 +124,7 @@ def test_nothing_wrong(tmp_path):
 
 def test_numbers_missing(tmp_path):
     n = float('nan')
-    check(make(tmp_path/'r', data=[('train','neg',n,n,n), ('unsup','',0,0,n)], history=[('lm',1,-1,n,float('inf'),n), ('clas',n,n,n,n,n)],
+    check(make(tmp_path/'r', data=[('train','neg',n,n,n), ('unsup','',0,0,n)], history=[('lm',1,-1,n,float('inf'),n,n), ('clas',n,n,n,n,n,n)],
                metrics=[('clas',n,n,n,n,n,n,n,n,n,n,n)], lrs=[('lm',n,n,n,n,n,n), ('clas',1,0,0,0,0,0)],
                comparison=[('a','',n,n,n,n), ('b','wiki',.5,n,.6,n)], test=dict(accuracy=n, low=None, high=None, n=None)))
 
@@ -151,7 +155,7 @@ def test_carriage_return(tmp_path):
     "Within quotes a lone carriage return stays in its row (pandas before Python 3.13 does not quote for its sake: the writer has to)"
     run = make(tmp_path/'r')
     pd.DataFrame([('a\rb','wiki',.5,.4,.6,10)], columns=COLS['comparison'].split()).to_csv(run/'comparison.csv', index=False, quoting=csv.QUOTE_NONNUMERIC)
-    df = read_run(run).comparison
+    df = read_run(run)['comparison']
     assert len(df)==1 and df.arm[0]=='a\rb' and df.n[0]==10
 
 def test_every_line_is_drawn(tmp_path):
@@ -162,8 +166,8 @@ def test_every_line_is_drawn(tmp_path):
     for o in ('Loss of the language model. loss against epoch: train from 4.9 to 4.5; validation from 4.6 to 4.4.',
               'Perplexity. perplexity against epoch: validation from 99.5 to 81.5.',
               'Loss of the classifier. loss against epoch: train from 0.6 to 0.5; validation from 0.6 to 0.5.',
-              'Learning rate, language model. learning rate (logarithmic) against step: embedding and decoder from 1e-2 to 1e-2.',
-              'Learning rate, classifier. learning rate (logarithmic) against step: LSTM 3 from 1e-2 to 1e-2; head from 2e-2 to 2e-2.'): assert o in alts, o
+              'Learning rate, language model. learning rate (logarithmic) against step: embedding and decoder from 0.01 to 0.01.',
+              'Learning rate, classifier. learning rate (logarithmic) against step: LSTM 3 from 0.01 to 0.01; head from 0.02 to 0.02.'): assert o in alts, o
     assert sum(k=='d' and v.count('M')==1 and v.count('L')==3 and 'z' not in v for k,v in h.attrs)==2  # one group in each picture learns at every step
     for o in ('embedding (frozen)', 'LSTM 1 (frozen)', 'LSTM 3', 'head'): assert o in h.text, o
 
@@ -209,21 +213,33 @@ def test_large_run_stays_small(tmp_path):
     assert len(page(make(tmp_path/'r', lrs=lrs)))<100_000
 
 def test_numbers():
-    assert [_prob(o).replace('\N{NO-BREAK SPACE}', ' ') for o in (0, 1e-5, .5, .9997, 1)]==['0.0 %', '< 0.1 %', '50.0 %', '> 99.9 %', '100.0 %']
-    assert [_rate(o) for o in (2e-2, 7.69e-3, 1, 1e-12)]==['2e-2', '7.7e-3', '1', '1e-12']
+    say = lambda f,*vs: str(f(*vs)).replace('\N{NO-BREAK SPACE}', ' ')
+    assert [say(look.prob, o) for o in (0, 1e-5, .5, .9997, 1)]==['0.0 %', '&lt; 0.1 %', '50.0 %', '&gt; 99.9 %', '100.0 %']
+    assert [say(look.rates, *o) for o in ((2e-2,2e-2), (7.69e-3,1), (1e-12,2e-2))]==['0.02', '0.0077 to 1', '1e-12 to 0.02']
+    assert [say(look.num, o) for o in (12055, None, float('nan'), -float('inf'))]==['12,055', '–', '–', '–']
+    assert say(look.span, .658, .748)=='65.8 to 74.8 %' and say(look.span, None, None)==say(look.pct, float('nan'))=='–'
+    assert [say(look.learns, o) for o in (0, -1., -2)]==['all groups', 'last group', 'last 2 groups']
+    assert [say(look.setting, o).strip() for o in (None, True, 0, 'a<b', [1,2], dict(fastai='2.8'))]==['–', 'yes', '0', 'a&lt;b', '1, 2', 'fastai 2.8']
 
 def test_charts_stay_inside():
     df = lambda **cols: pd.DataFrame(cols)
-    share = lambda *rows: (pd.DataFrame(rows, columns=['accuracy','low','high']), 't', [f'row {i}' for i in range(len(rows))])
+    share = lambda *rows: ([(f'row {i}', *o) for i,o in enumerate(rows)], 't')
     nan = float('nan')
-    for o in (_lines(df(a=[1,50,3], b=[2,nan,1]), 't', 'y', a='a', b='b'), _dots(*share((.999,.99,1), (0,0,.01))), _lines(df(a=[1e-9,1]), 't', 'y', log=True, a='a'),
-              _dots(*share((1,1,1), (nan,nan,nan))), _lines(df(a=[0]), 't', 'y', a='a'), _lines(df(a=[1e6,2e7], stage=[1,2]), 't', 'y', a='a'),
-              _lines(df(a=[.011,.018]), 't', 'y', log=True, a='a'), _lines(df(a=[5.]*3000), 't', 'y', a='a')):
+    for o in (look.lines(df(a=[1,50,3], b=[2,nan,1]), 't', 'y', a='a', b='b'), look.dots(*share((.999,.99,1), (0,0,.01))), look.lines(df(a=[1e-9,1]), 't', 'y', log=True, a='a'),
+              look.dots(*share((.881,.879,.883), (nan,nan,nan))), look.lines(df(a=[0]), 't', 'y', a='a'), look.lines(df(a=[1e6,2e7], stage=[1,2]), 't', 'y', a='a'),
+              look.lines(df(a=[.011,.018]), 't', 'y', log=True, a='a'), look.lines(df(a=[5.]*3000), 't', 'y', a='a'), look.dots(*share((1,1,1)))):
         h = Balanced(str(o))
         w,ht = map(float, [v for k,v in h.attrs if k=='viewbox'][0].split()[2:])
-        assert all(0<=float(v)<=w for k,v in h.attrs if k=='x') and all(0<=float(v)<=ht for k,v in h.attrs if k=='y')
-        assert sum('text-anchor: end' in (v or '') for k,v in h.attrs if k=='style')>=1 and len(h.text)>=4, 'an axis without numbers'
-    assert 'no numbers to draw' in _lines(df(a=[nan,nan]), 't', 'y', a='a') and 'no numbers to draw' in _dots(*share((nan,.1,.2)))
+        at = lambda *ks: [float(v) for k,v in h.attrs if k in ks]
+        assert all(0<=v<=w for v in at('x','x1','x2','cx')) and all(0<=v<=ht for v in at('y','y1','y2','cy'))
+        assert sum('text-anchor: end' in (v or '') or v=='axis' for k,v in h.attrs if k in ('style','class'))>=1 and len(h.text)>=4, 'an axis without numbers'
+    assert 'no numbers to draw' in look.lines(df(a=[nan,nan]), 't', 'y', a='a') and 'no numbers to draw' in look.dots(*share((nan,.1,.2)))
+
+def test_dots_stand_where_their_numbers_say():
+    s = str(look.dots([('a', .5, .4, .6), ('b', .75, .7, .8)], 't'))
+    assert re.findall(r'<text class="axis" x="([\d.]+)" y="[\d.]+">(\d+)<', s)==[('10.0','40'), ('95.0','50'), ('180.0','60'), ('265.0','70'), ('350.0','80')]
+    assert re.findall(r'd="M([\d.]+) \d+H([\d.]+)"/><circle cx="([\d.]+)"', s)==[('10.0','180.0','95.0'), ('265.0','350.0','307.5')]
+    assert s.count('class="this"')==1 and s.index('class="this"')>s.index('>a<')
 
 def _lum(c):
     v = [int(c[i:i+2], 16)/255 for i in (1,3,5)]

@@ -24,9 +24,8 @@ def parse_args(
         k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
         kw = dict(action='store_true') if value is False else dict(default=value, type=type(one or ''), nargs=nargs.get(k), choices=choices.get(k))
         p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=about, **kw)
-    p.add_argument('--quiet', action='store_true', help='no progress bars')
-    res = vars(p.parse_args(args))
-    return {'progress': not res.pop('quiet'), **{k: tuple(v) if isinstance(v, list) else v for k,v in res.items()}}
+    p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS, help='no progress bars')
+    return vars(p.parse_args(args))
 
 # %% ../nbs/api/cli.ipynb #fb7e8590
 def _run(prog, args, module, work):
@@ -34,8 +33,7 @@ def _run(prog, args, module, work):
     with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # it imports what torch and pandas have deprecated
     try: work(m, **args)
     except (ValueError, OSError) as e:
-        options = '|'.join({*args} - {'source'})
-        sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({options})=', lambda m: '--' + m[0].replace('_', '-'), str(e)))
+        sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({"|".join(args)})=', lambda m: m[0] if m[1] == 'source' else '--' + m[0].replace('_', '-'), str(e)))
 
 def main():
     "The console command of `ulmfit`"

@@ -36,16 +36,14 @@ def majority(
 
 def tfidf(
     df:pd.DataFrame, # as in `majority`
-    seed:int=42, # of the folds
-    grid:dict=None # parameters to choose from; default words or words and pairs, and `C` from 0.3 to 100
+    seed:int=42 # of the folds
 ) -> tuple: # predicted label of each test text, parameters chosen
-    "TF-IDF and logistic regression, tuned by cross-validation on train"
+    "TF-IDF and logistic regression, tuned by cross-validation on train: words or words and pairs, and `C` from 0.3 to 100"
     from sklearn import feature_extraction, linear_model, model_selection, pipeline
     train,test = (df[df.part.eq(o)] for o in ('train', 'test'))
-    grid = grid or dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
+    grid = dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
     pipe = pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(sublinear_tf=True), linear_model.LogisticRegression(max_iter=1000))
     folds = min(5, train.label.value_counts().min())
     if folds < 2: raise ValueError('TF-IDF is tuned by cross-validation, which needs two training texts of each class')
-    cv = model_selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
-    best = model_selection.GridSearchCV(pipe, grid, cv=cv).fit(train.text, train.label)
+    best = model_selection.GridSearchCV(pipe, grid, cv=model_selection.StratifiedKFold(folds, shuffle=True, random_state=seed)).fit(train.text, train.label)
     return pd.Series(best.predict(test.text), test.index), best.best_params_

@@ -7,9 +7,8 @@ __all__ = ['classifier_learner', 'ulmfit']
 
 # %% ../nbs/06_ulmfit.ipynb #1fc8725a
 import hashlib, importlib.metadata, platform, shutil
-import numpy as np, pandas as pd, torch
 from fastai.text.all import *
-from .compare import majority, tfidf
+from .compare import majority, tfidf, wilson
 from .batches import text_dls
 from .corpus import text_corpus
 from .data import get_texts
@@ -17,7 +16,7 @@ from .encoder import load_encoder, save_encoder, save_text_model
 from .lm import lm_learner, pretrained_lm
 from .predict import predict
 from .report import report
-from .runs import arms, check_settings, comparison, data_table, run_tables, say_plan, steady_memory, unfinished, write_csv, write_json
+from .runs import arms, check_settings, data_table, minutes, run_tables, steady_memory, unfinished, write
 from .tokens import get_tokenizer
 from .unfreeze import Stage, classifier_stages, fit_stages, lm_stages, stage_table
 
@@ -36,36 +35,34 @@ def classifier_learner(
     return learn
 
 # %% ../nbs/06_ulmfit.ipynb #1b34e9bd
-def _arm(corpus, c, sizes, state, show):
-    "Classifier, file of its encoder, and tables of training (epochs, steps, stages), by the settings `c`; goes on from the files in `state`"
-    tables,enc,vocab = [],None,corpus.vocab(pretrained_lm(c['pretrained'], c['backwards'])[1], c['min_freq'], c['max_vocab'])
+def _arm(corpus, c, sizes, out, state, show):
+    "Classifier, and of each phase the tables of training (epochs, steps, stages), by the settings `c`; goes on from the files in `state`"
+    trained,enc,vocab = {},None,corpus.vocab(pretrained_lm(c['pretrained'], c['backwards'])[1], c['min_freq'], c['max_vocab'])
     def fit(learn, phase, stages):
-        stages = [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages]                               # with which the settings were chosen
+        learn.moms = 0.95, 0.85, 0.95                                                                # with which the settings were chosen
         if c['device'].startswith('cuda'): learn.to_fp16()
         with ContextManagers([] if show else [learn.no_bar(), learn.no_logging()]):
-            tables.append([o.assign(phase=phase) for o in (*fit_stages(learn, stages, c['seed'], state/f'{phase}.safetensors'), stage_table(stages))])
-    kw = dict(bs=c['bs'], seq_len=c['seq_len'], backwards=c['backwards'], seed=c['seed'], device=torch.device(c['device']))
+            trained[phase] = *fit_stages(learn, stages, c['seed'], state/f'{phase}.safetensors'),stage_table(stages)
+    kw = {k: c[k] for k in ('bs', 'seq_len', 'backwards', 'seed', 'device')}
     if any(c['lm_epochs']) or c['pretrained'] != 'none':
         set_seed(c['seed'])
         learn = lm_learner(text_dls(corpus, vocab, is_lm=True, **kw), c['pretrained'], c['lm_drop_mult'], c['backwards'])
         if sum(c['lm_epochs'])*len(learn.dls.train) > 500: steady_memory()                        # by then it would be gigabytes
         if any(c['lm_epochs']): fit(learn, 'lm', lm_stages(c['lm_epochs'], c['lm_lrs']))
-        enc = save_encoder(learn, state/'encoder.safetensors')
+        enc = save_encoder(learn, out/'encoder.safetensors')
     set_seed(c['seed'])
     learn = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult'])
     fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
-    return learn,enc or save_encoder(learn, state/'encoder.safetensors'),*(pd.concat(o, ignore_index=True) for o in zip(*tables))
+    return learn,trained
 
 # %% ../nbs/06_ulmfit.ipynb #53e1b445
 def _arms(c):
     "Name and settings of each arm that trains, the main one last; `movies` was fine-tuned on film reviews before, so it never counts as one without"
-    def arm(start, lm_epochs):
-        plain = {'none': arms['scratch'], 'movies': 'movies, LM as it ships'}.get(start, arms['direct'].format(start))
-        tuned = 'language model and classifier from scratch' if start == 'none' else f'ULMFiT from {start}'
-        return (tuned if any(lm_epochs) else plain),{**c, 'pretrained': start, 'lm_epochs': lm_epochs}
-    starts = dict(scratch='none', direct={'movies': 'wiki', 'none': None}.get(c['pretrained'], c['pretrained']))
-    main,others = arm(c['pretrained'], c['lm_epochs']),[arm(start, [0, 0]) for k,start in starts.items() if start and k in c['compare']]
-    return [o for o in others if o != main] + [main]
+    names = {('none', False): arms['scratch'], ('none', True): 'language model and classifier from scratch', ('movies', False): 'movies, LM as it ships'}
+    plain = dict(scratch='none', direct='wiki' if c['pretrained'] == 'movies' else c['pretrained'])
+    todo = [(start, [0, 0]) for k,start in plain.items() if k in c['compare']] + [(c['pretrained'], c['lm_epochs'])]
+    todo = [o for i,o in enumerate(todo) if o not in todo[i+1:]]
+    return [(names.get((s, any(e))) or (f'ULMFiT from {s}' if any(e) else arms['direct'].format(s)), {**c, 'pretrained': s, 'lm_epochs': e}) for s,e in todo]
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
 def ulmfit(
@@ -105,24 +102,25 @@ def ulmfit(
         'versions': {'python': platform.python_version()} | {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab = corpus.vocab(old, min_freq, max_vocab)
-    for is_lm in (False, True): text_dls(corpus, vocab, is_lm, bs, seq_len, device='cpu')       # raises where texts do not fill a batch
-    write_json({**config, 'vocab_sz': len(vocab)}, out/'config.json')
-    say_plan(corpus, vocab, old, c, sizes, out, goes_on)
+    lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
+    write({**config, 'vocab_sz': len(vocab)}, out/'config.json')
+    print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
+          f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}\n'
+          f'{"What is left of about" if goes_on else "About"} {minutes(lm, clas, c, sizes):.1f} minutes on {c["device"]}. Everything goes to {out}')
 
     test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
-    preds = [(arms[k], '', f(df)) for k,f in simple.items() if k in c['compare']]
+    rows = [(arms[k], '', (f(df) == test.label).sum()) for k,f in simple.items() if k in c['compare']]
     for name,settings in _arms(c):
         if progress: print(f'\n{name}')
-        learn,enc,*training = _arm(corpus, settings, sizes, out/'state'/name.replace(',', ''), progress)
+        learn,trained = _arm(corpus, settings, sizes, out, out/'state'/name.replace(',', ''), progress)
         frame = pd.concat([test[['text', 'label']], predict(learn, test.text).rename(columns={'label': 'predicted'})], axis=1)
-        preds.append((name, settings['pretrained'].replace('none', ''), frame.iloc[:, 2]))
+        rows.append((name, settings['pretrained'].replace('none', ''), (frame.iloc[:, 2] == test.label).sum()))
 
-    table = comparison(preds, test.label)
-    tables = dict(data=data_table(corpus, vocab), predictions=frame, comparison=table, **run_tables(*training, len(learn.dls.valid_ds)))
-    for k,o in tables.items(): write_csv(o, out/f'{k}.csv')
-    shutil.copyfile(enc, out/'encoder.safetensors')
+    table = pd.DataFrame([(*o, k/len(test), *wilson(k, len(test)), len(test)) for *o,k in rows], columns=['arm', 'starts_from', 'accuracy', 'low', 'high', 'n'])
+    tables = dict(data=data_table(corpus, vocab), predictions=frame, comparison=table, **run_tables(trained, len(learn.dls.valid_ds)))
+    for k,o in tables.items(): write(o, out/f'{k}.csv')
     save_text_model(learn, out/'classifier.safetensors')
-    write_json(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
+    write(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
     report(out)
     shutil.rmtree(out/'state')
     res = tables['metrics'].merge(tables['timings'])
