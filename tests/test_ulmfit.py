@@ -7,7 +7,7 @@ from ulmfit_tut import files, lm, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
-from ulmfit_tut.ulmfit import ulmfit
+from ulmfit_tut.ulmfit import _arms, ulmfit
 
 fast = dict(split_col='part', lm_epochs=(1, 1), bs=8, seq_len=16, progress=False, device='cpu')
 
@@ -78,6 +78,16 @@ def test_odd_classes(short, tmp_path):
     ulmfit(df, tmp_path/'run', **{**fast, 'lm_epochs': (0, 0), 'compare': 'majority'})
     assert pd.read_csv(tmp_path/'run/comparison.csv').arm.tolist() == ['majority class', 'wiki, no LM fine-tuning']
 
+@pytest.mark.parametrize('pretrained,lm_epochs,names', [('wiki', [1, 4], ['same network from scratch', 'wiki, no LM fine-tuning', 'ULMFiT from wiki']),
+    ('wiki', [0, 0], ['same network from scratch', 'wiki, no LM fine-tuning']), ('none', [0, 0], ['same network from scratch']),
+    ('movies', [0, 1], ['same network from scratch', 'wiki, no LM fine-tuning', 'ULMFiT from movies']),
+    ('none', [0, 1], ['same network from scratch', 'language model and classifier from scratch'])])
+def test_arms(pretrained, lm_epochs, names):
+    "The main one last, none twice, each named for what it is"
+    got = _arms(dict(pretrained=pretrained, lm_epochs=lm_epochs, compare=['direct', 'scratch', 'tfidf']))
+    assert [k for k, _ in got] == names and (got[-1][1]['pretrained'], got[-1][1]['lm_epochs']) == (pretrained, lm_epochs)
+    assert all(c['lm_epochs'] == [0, 0] for _, c in got[:-1])
+
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     f = files.save_weights(tmp_path/'w.safetensors', {'w': torch.ones(2)}, vocab=['a'], config={})
     def full(fd): raise OSError(28, 'No space left on device')
@@ -130,3 +140,4 @@ def test_backwards_reads_from_the_end(short, tmp_path):
     a, b = (text_dls(corpus, corpus.vocab(), backwards=o, device='cpu').valid_ds[0][0] for o in (False, True))
     assert a.tolist() == b.tolist()[::-1] and a[0] == 2
     ulmfit(short, tmp_path/'run', 'none', backwards=True, **{**fast, 'lm_epochs': (0, 0), 'compare': ()})
+    assert not (tmp_path/'run/encoder.safetensors').exists(), 'no language model, no encoder of one'
