@@ -9,7 +9,7 @@ from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model, to_fastai
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
-from ulmfit_tut.restore import clone_all, learner_weights, set_learner_state
+from ulmfit_tut.restore import model_weights
 from ulmfit_tut.tokens import get_tokenizer
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
@@ -167,7 +167,7 @@ def test_a_copy(corpus, vocab, make):
     learn, other = make(corpus, vocab), make(corpus, vocab)
     with pytest.raises(RuntimeError, match='deepcopy protocol'): copy.deepcopy(learn.model)
     for p in other.model.parameters(): p.data.zero_()
-    set_learner_state(other, clone_all(learner_weights(learn)))
+    for k, v in model_weights(other.model).items(): v.copy_(model_weights(learn.model)[k])
     assert same(weights(learn), weights(other))
     with torch.no_grad():
         learn.model.reset()
