@@ -57,19 +57,19 @@ def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(firs
 def _source(ds):
     "Ids, starts and lengths of the texts of a dataset, and the table from ids to its vocabulary"
     if hasattr(ds, '_source'): return ds._source
-    tl,items,num = ds.tls[0],ds.tls[0].items,ds.tls[0].numericalize.o2i
-    def known(types): return np.array([num[t] for t in types], np.int64)
+    tl,items = ds.tls[0],ds.tls[0].items
     if _rows(items):
         c,rows = tl.corpus_text.there(),np.array(items)
         if rows.min() < 0 or rows.max() >= len(c): raise ValueError(f'Rows {rows.min()} to {rows.max()} of a corpus that has 0 to {len(c) - 1}')
-        ds._source = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],known(c.types)       # an array is faster to slice than a memmap
+        ids,starts,lens,types = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],c.types       # an array is faster to slice than a memmap
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
         texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
         types,blocks = [],[[np.zeros(0, np.int64)]*2]
         for ids,lens,new,*_ in encode_texts(texts, tl.tokenizer.tok): types += new; blocks.append((ids, lens))
         ids,lens = map(np.concatenate, zip(*blocks))
-        ds._source = ids,lens.cumsum() - lens,lens,known(types)
+        starts = lens.cumsum() - lens
+    ds._source = ids,starts,lens,np.array([tl.numericalize.o2i[t] for t in types], np.int64)
     return ds._source
 
 class _TextDL(TfmdDL):
@@ -82,10 +82,7 @@ class _TextDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **({k: getattr(self, k) for k in self._own} | kwargs))
 
-    def before_iter(self):
-        super().before_iter()
-        self.gen = np.random.default_rng((self.seed, self.epoch))
-        self.epoch += self.shuffle
+    def randomize(self): self.gen,self.epoch = np.random.default_rng((self.seed, self.epoch)),self.epoch + self.shuffle
 
     def one_batch(self): return super(_TextDL, self.new()).one_batch()                   # of another one: the order of the epochs is left alone
 
@@ -98,39 +95,29 @@ class _TextDL(TfmdDL):
 
     def do_item(self, i): return i or 0
 
-    def text(self, i, lo=0, hi=None):
+    def text(self, i):
         ids = self.ids[self.starts[i]:self.starts[i]+self.lens[i]]
-        return (ids[::-1] if self.backwards else ids)[lo:hi]
+        return ids[::-1] if self.backwards else ids
 
 # %% ../nbs/api/batches.ipynb #b62e79a3
 class LMLoader(_TextDL):
     "fastai's `LMDataLoader` from an array of ids: the same batches for the same order of texts"
     def __init__(self, dataset, bs=64, seq_len=72, **kwargs):
         super().__init__(dataset, bs, seq_len, **kwargs)
-        self.bl = (max(int(self.lens.sum()) - 1, 0)//(bs*self.world))                    # tokens in a row
+        self.bl = max(int(self.lens.sum()) - 1, 0)//(bs*self.world)                      # tokens in a row
         self.n = -(-self.bl//seq_len)*bs
-        self.order(np.arange(len(self.lens)))
 
-    def order(self, texts): self.texts,self.at = texts,self.lens[texts].cumsum() - self.lens[texts]
+    def shuffle_fn(self, idxs): return idxs                                              # not places in a batch are shuffled, but texts
 
-    def get_idxs(self):
-        self.order(self.gen.permutation(len(self.lens)) if self.shuffle else np.arange(len(self.lens)))
-        return range(self.n)
+    def create_batches(self, samps):
+        texts,n = self.gen.permutation(len(self.lens)) if self.shuffle else range(len(self.lens)),self.bs*self.bl
+        stream = np.concatenate([self.ids[:0], *map(self.text, texts)])[self.rank*n:(self.rank + 1)*n + 1]
+        for a in range(0, self.bl, self.seq_len):
+            at = np.arange(self.bs)[:, None]*self.bl + np.arange(a, min(a + self.seq_len, self.bl) + 1)
+            x = torch.from_numpy(self.table[stream[at]])
+            yield LMTensorText(x[:, :-1].contiguous()),TensorText(x[:, 1:].contiguous())
 
-    def _span(self, a, b, texts, at):
-        "Numbers `a` to `b` of the stream, as the corpus counts"
-        j = slice(np.searchsorted(at, a, side='right') - 1, np.searchsorted(at, b))
-        return np.concatenate([self.text(i, max(a - o, 0), b - o) for i,o in zip(texts[j].tolist(), at[j].tolist())])
-
-    def create_batches(self, samps, windows=32):
-        rows,order = range(self.rank*self.bs, (self.rank + 1)*self.bs),(self.texts, self.at)            # another epoch may come in between
-        for a in range(0, self.bl, windows*self.seq_len):
-            b = min(a + windows*self.seq_len, self.bl)
-            buf = torch.from_numpy(self.table[np.stack([self._span(r*self.bl + a, r*self.bl + b + 1, *order) for r in rows])])
-            for x,y in zip(buf[:, :-1].split(self.seq_len, 1), buf[:, 1:].split(self.seq_len, 1)):
-                yield LMTensorText(x.contiguous()),TensorText(y.contiguous())
-
-    def do_batch(self, b): return next(self.create_batches(None, windows=1))
+    def do_batch(self, b): return LMTensorText(torch.zeros(1, 1)),TensorText(torch.zeros(1, 1))          # for its types alone
 
     @property
     def items(self): return L(range(len(self.lens))).map(lambda i: TensorText(torch.from_numpy(self.table[self.text(i)])))
@@ -158,8 +145,7 @@ class TextLoader(_TextDL):
             tl = dataset.tls[1]
             keys = [str(tl.corpus_label.rows[i]) for i in tl.items] if _rows(tl.items) else range(len(tl))
             _,one,codes = np.unique(keys, return_index=True, return_inverse=True)                        # each label is made once
-            ys = [tl[i] for i in one.tolist()]
-            self.ys = torch.stack(ys).as_subclass(type(ys[0]))[codes]
+            self.ys = torch.stack([tl[i] for i in one.tolist()])[codes]
 
     def get_idxs(self):
         n,bs,idxs = len(self.lens),self.bs,np.argsort(-self.lens, kind='stable')
