@@ -61,12 +61,11 @@ def save_encoder(
 # %% ../nbs/04_encoder.ipynb #2e0f7e90
 def _read(file, vocab):
     "Encoder weights of one of our files, or of fastai's with `vocab`, and what is known of them"
-    if Path(file).suffix != '.pth':
-        if vocab is not None: raise ValueError(f'{file} holds its own vocabulary: leave out vocab=')
+    if (Path(file).suffix == '.pth') == (vocab is None): raise ValueError(f'{file} ' + ('is a file of fastai\'s, which holds no vocabulary: give vocab=, a list or the .pkl beside it' if vocab is None else 'holds its own vocabulary: leave out vocab='))
+    if vocab is None:
         weights,meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))
         if meta['kind'] not in ('encoder', 'lm', 'classifier'): raise ValueError(f'{file} is a {meta["kind"]}, and holds no encoder')
     else:
-        if vocab is None: raise ValueError(f'{file} is a file of fastai\'s, which holds no vocabulary: give vocab=, a list or the .pkl beside it')
         try: weights = torch.load(file, map_location='cpu', weights_only=True)
         except FileNotFoundError: raise FileNotFoundError(f'No such file: {file}') from None
         except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}), and is not read: learn.save(..., with_opt=False) leaves the optimizer out') from None

@@ -51,18 +51,19 @@ def lm_stages(
     "The schedule of a language model: word rows and decoder first, then everything"
     return [Stage(f, e, lr) for f,e,lr in zip((-1, 0), epochs, lrs) if e]
 
+def _ends(lr): return (lr.start, lr.stop) if isinstance(lr, slice) else (lr, lr)
+
 def stage_table(stages:list) -> pd.DataFrame: # a row a stage
     "A schedule to read"
-    lo,hi = zip(*[(s.lr.start, s.lr.stop) if isinstance(s.lr, slice) else (s.lr, s.lr) for s in stages])
-    return pd.DataFrame(dict(stage=range(1, len(stages)+1), freeze_to=[s.freeze_to for s in stages], epochs=[s.epochs for s in stages], lr_low=lo, lr_high=hi))
+    return pd.DataFrame([(i, s.freeze_to, s.epochs, *_ends(s.lr)) for i,s in enumerate(stages, 1)], columns=['stage', 'freeze_to', 'epochs', 'lr_low', 'lr_high'])
 
 # %% ../nbs/05_unfreezing.ipynb #e2c093be
 def _scheds(stage, n_groups):
     "The rate of each group, and momentum, as functions of the share of a stage that is done"
-    lr = np.array(even_mults(stage.lr.start, stage.lr.stop, n_groups) if isinstance(stage.lr, slice) else [stage.lr]*n_groups, float)
+    lr = np.array(even_mults(*_ends(stage.lr), n_groups), float).reshape(-1)
     lr_from,lr_to,cut,anneal = (lr/32, lr/32, .1, SchedLin) if stage.slanted else (lr/25, lr/1e5, .25, SchedCos)
     ends = dict(lr=(lr_from, lr, lr_to), mom=stage.moms)
-    return {k: combine_scheds([cut, 1 - cut], [anneal(a, b), anneal(b, c)]) for k,(a,b,c) in ends.items() if k == 'lr' or stage.moms}
+    return {k: combine_scheds([cut, 1 - cut], [anneal(*v[:2]), anneal(*v[1:])]) for k,v in ends.items() if v}
 
 def stage_lrs(
     stages:list, # of `Stage`
@@ -124,10 +125,10 @@ def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
     def data(dl):
-        items,ys = getattr(dl.dataset, 'items', []),getattr(dl, 'ys', None)                      # a table, file names, texts; of another dataset its length alone
-        parts = [items.to_csv().encode() if isinstance(items, pd.DataFrame) else repr(list(map(str, items))).encode()]
-        if isinstance(getattr(dl, 'lens', None), np.ndarray): parts = [np.asarray(o).tobytes() for o in (dl.ids, dl.starts, dl.lens, dl.table, 0 if ys is None else to_np(ys))]
-        return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=hashlib.sha256(b'|'.join(parts)).hexdigest()[:16])
+        items = getattr(dl.dataset, 'items', [])                                                 # a table, file names, texts; of another dataset its length alone
+        items = items.to_csv() if isinstance(items, pd.DataFrame) else list(map(str, items))
+        arrays = [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for k in ('ids', 'starts', 'lens', 'table', 'ys') if isinstance(o := vars(dl).get(k), (np.ndarray, Tensor))]
+        return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=sha((items, arrays)))
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
                 vocab=sha(learn.dls.vocab if hasattr(learn.dls, 'vocab') else ''), train=data(learn.dls.train), valid=data(learn.dls.valid))
@@ -139,10 +140,9 @@ def _check_stages(learn, stages):
     if learn.opt is None: learn.create_opt()
     n = len(learn.opt.param_lists)
     for s in stages:
-        rates = [s.lr.start, s.lr.stop] if isinstance(s.lr, slice) else [s.lr]
         if not (isinstance(s.freeze_to, int) and -n <= s.freeze_to < n): raise ValueError(f'freeze_to={s.freeze_to} lies outside the {n} groups of this learner: use -{n} to {n-1}')
         if not (isinstance(s.epochs, int) and s.epochs > 0): raise ValueError(f'epochs={s.epochs}: a stage has a whole number of them, at least one')
-        if any(not (isinstance(o, Number) and math.isfinite(o) and o > 0) for o in rates): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0; a slice has both ends, as discriminative(lr) gives them')
+        if any(not (isinstance(o, Number) and math.isfinite(o) and o > 0) for o in _ends(s.lr)): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0; a slice has both ends, as discriminative(lr) gives them')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
         if s.moms and len(s.moms) != 3: raise ValueError(f'moms={s.moms}: give three numbers, at the start, at the top, at the end')
 
