@@ -234,7 +234,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ulmfit_tut.unfreeze._check_stages': ('unfreezing.html#_check_stages', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._ends': ('unfreezing.html#_ends', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._plan': ('unfreezing.html#_plan', 'ulmfit_tut/unfreeze.py'),
-                                     'ulmfit_tut.unfreeze._restart': ('unfreezing.html#_restart', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._scheds': ('unfreezing.html#_scheds', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze.classifier_stages': ( 'unfreezing.html#classifier_stages',
                                                                                 'ulmfit_tut/unfreeze.py'),

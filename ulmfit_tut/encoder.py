@@ -115,9 +115,7 @@ def load_encoder(
     shared = len(set(theirs) & set(words))
     return dict(words=len(set(words)), shared=shared, coverage=shared/len(set(words)), unchecked=unchecked)
 
-def encoder_vocab(
-    file:Path # that `save_encoder` wrote
-) -> list: # the words in the order of their rows
+def encoder_vocab(file:Path) -> list: # the words in the order of their rows
     "The vocabulary of a file that `save_encoder` wrote, to build `DataLoaders` with before the encoder is loaded"
     return load_weights(file)[1]['vocab']
 

@@ -13,10 +13,8 @@ from safetensors.torch import load, save
 
 # %% ../nbs/api/files.ipynb #fc50a045
 @contextmanager
-def replacing(
-    path:Path # file to write or to replace
-): # yields a path beside it, which takes its place when the block ends well
-    "Write a file all or nothing"
+def replacing(path:Path): # yields a path beside it, which takes its place when the block ends well
+    "Write the file `path`, or replace it, all or nothing"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')

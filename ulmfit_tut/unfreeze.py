@@ -78,17 +78,6 @@ def stage_lrs(
     return pd.DataFrame(rows, columns=['stage', *(f'g{i}' for i in range(n_groups))], dtype=float).astype({'stage': int})
 
 # %% ../nbs/05_unfreezing.ipynb #4aa51073
-def _restart(learn, *seeds):
-    "Random numbers and the order of the loaders as a fresh process with these seeds would have them"
-    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
-    set_seed(seed)
-    for dl in learn.dls.loaders:
-        dl.rng = random.Random(seed)
-        for o in (dl, getattr(dl, 'sampler', None)):
-            if getattr(o, 'generator', None): o.generator.manual_seed(seed)
-        if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
-        elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
-
 class _Epochs(Callback):
     "Seeds every epoch, stops at NaN, and keeps what a finished one leaves: its row, its weights in `last`, the checkpoint"
     order = Recorder.order + 1
@@ -101,7 +90,14 @@ class _Epochs(Callback):
     def before_epoch(self):
         for o in self.learn.cbs.filter(risinstance(GradientAccumulation)): o.count = 0              # what is left of an epoch is dropped: no checkpoint holds it
         self.opt.zero_grad()
-        _restart(self.learn, self.seed, self.i - 1, self.done + self.epoch)
+        seed = int(np.random.SeedSequence((self.seed, self.i - 1, self.done + self.epoch)).generate_state(1)[0])
+        set_seed(seed)
+        for dl in self.dls.loaders:                                                                 # in the order that a fresh process would have
+            dl.rng = random.Random(seed)
+            for o in (dl, getattr(dl, 'sampler', None)):
+                if getattr(o, 'generator', None): o.generator.manual_seed(seed)
+            if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
+            elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
         self.bad,self.t = 0,time.time()
     def before_batch(self): self.learn.pct_train = (self.done + self.epoch + self.iter/self.n_iter)/self.stage.epochs      # of the stage, wherever this fit began
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
