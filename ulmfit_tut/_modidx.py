@@ -148,7 +148,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_tut.encoder.save_encoder': ('encoder.html#save_encoder', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.save_text_model': ('encoder.html#save_text_model', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.text_columns': ('encoder.html#text_columns', 'ulmfit_tut/encoder.py'),
-                                    'ulmfit_tut.encoder.to_fastai': ('encoder.html#to_fastai', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.words_of': ('encoder.html#words_of', 'ulmfit_tut/encoder.py')},
             'ulmfit_tut.files': { 'ulmfit_tut.files.load_weights': ('api/files.html#load_weights', 'ulmfit_tut/files.py'),
                                   'ulmfit_tut.files.replacing': ('api/files.html#replacing', 'ulmfit_tut/files.py'),

@@ -6,7 +6,6 @@
 __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader', 'text_dls']
 
 # %% ../nbs/api/batches.ipynb #bd5d6443
-from numbers import Integral
 from fastai.text.all import *
 from .corpus import TextCorpus
 from .data import join_fields
@@ -16,24 +15,22 @@ from .tokens import encode_texts
 class _Known(dict):
     def __missing__(self, k): return 0
 
-def known_words(
-    vocab:list # tokens; the first two are `xxunk` and `xxpad`
-) -> Numericalize: # fastai's, with another look-up
-    "`Numericalize` that leaves unknown tokens unknown, and a literal `xxpad` too"
+def known_words(vocab:list) -> Numericalize: # fastai's, with another look-up
+    "`Numericalize` of the tokens in `vocab`, `xxunk` and `xxpad` first, that leaves unknown tokens unknown, and a literal `xxpad` too"
     if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {str(list(vocab[:2]))[:60]}, not {[UNK, PAD]}: fastai pads with number 1, and number 0 is unknown. A learner\'s is words_of(learn)')
     num = Numericalize(list(vocab))
     num.o2i = _Known({t: i for i,t in reversed(list(enumerate(vocab))) if t not in (PAD, 'xxfake')})
     return num
 
 class _LookUp(Transform):
-    input_types = (Integral, str, Path, pd.Series)
+    input_types = (numbers.Integral, str, Path, pd.Series)
     def __init__(self, rows, cols, classes=None): store_attr()
     def __getstate__(self): return {**self.__dict__, 'rows': None}                      # `export` needs no training texts
     def __deepcopy__(self, memo): return self
     def there(self):
         if self.rows is None: raise ValueError('This learner was exported or pickled, its corpus stayed behind: give texts, not rows')
         return self.rows
-    def encodes(self, o:Integral): return self.there()[o]
+    def encodes(self, o:numbers.Integral): return self.there()[o]
 
 class CorpusText(_LookUp):
     "The tokens of a row of a corpus; the text of a row of a table"
@@ -50,7 +47,7 @@ class CorpusLabel(_LookUp):
         return f'{v:g}' if isinstance(v, float) and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
 
 # %% ../nbs/api/batches.ipynb #d87c1475
-def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), Integral)
+def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), numbers.Integral)
 
 def _source(ds):
     "Ids, starts and lengths of the texts of a dataset, and the table from ids to its vocabulary"
@@ -123,9 +120,7 @@ def pad_windows(ids, seq_len, pad_idx=1, width=1):
     "Arrays of ids as a matrix: whole windows of padding, the text, the rest of its last window, so that no text sees how long its neighbours are"
     width = -(-max(width, *map(len, ids))//seq_len)*seq_len
     x = np.full((len(ids), width), pad_idx, np.int64)
-    for row,o in zip(x, ids):
-        a = (width - len(o))//seq_len*seq_len
-        row[a:a+len(o)] = o
+    for row,o in zip(x, ids): row[(width - len(o))//seq_len*seq_len:][:len(o)] = o
     return torch.from_numpy(x)
 
 # %% ../nbs/api/batches.ipynb #ca3315fd

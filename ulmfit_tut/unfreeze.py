@@ -6,7 +6,6 @@
 __all__ = ['discriminative', 'Stage', 'classifier_stages', 'paper_stages', 'lm_stages', 'stage_table', 'stage_lrs', 'fit_stages']
 
 # %% ../nbs/05_unfreezing.ipynb #1088f577
-from typing import NamedTuple
 from fastai.text.all import *
 from .files import load_weights, save_weights
 from .restore import clean_exit, model_weights
@@ -21,7 +20,7 @@ def discriminative(
     return slice(lr/ratio**(n_groups-1), lr) if n_groups > 1 else lr
 
 # %% ../nbs/05_unfreezing.ipynb #67c533c5
-class Stage(NamedTuple):
+class Stage(typing.NamedTuple):
     "Some epochs of one cycle"
     freeze_to:int     # as in fastai: -1 the last group alone, 0 all
     epochs:int
