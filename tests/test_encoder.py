@@ -6,10 +6,10 @@ from ulmfit_tut import files
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
-from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model, to_fastai
+from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
-from ulmfit_tut.restore import clone_all, learner_weights, set_learner_state
+from ulmfit_tut.restore import model_weights
 from ulmfit_tut.tokens import get_tokenizer
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
@@ -71,8 +71,9 @@ def test_pickle_in_disguise(corpus, vocab, tmp_path):
     torch.save(Bad(), tmp_path/'enc.pth')
     refused(lambda l, f: load_encoder(l, f, vocab=vocab), clas, tmp_path/'enc.pth', 'more than weights')
     (tmp_path/'itos.pkl').write_bytes(pickle.dumps([Bad()]))
-    save_encoder(clas, f); pth, _ = to_fastai(f, tmp_path/'old.pth')
-    refused(lambda l, f: load_encoder(l, f, vocab=tmp_path/'itos.pkl'), clas, pth, 'list of strings')
+    clas.path = tmp_path
+    clas.save_encoder('old')
+    refused(lambda l, f: load_encoder(l, f, vocab=tmp_path/'itos.pkl'), clas, tmp_path/'models/old.pth', 'list of strings')
     assert not (tmp_path/'ran').exists()
 
 def test_whole_but_wrong(corpus, vocab, enc, tmp_path, short):
@@ -116,7 +117,11 @@ def test_every_road_in(corpus, vocab, enc, tmp_path):
     wrapped.model = nn.DataParallel(wrapped.model)
     load_encoder(wrapped, enc)
     assert same(want, encoder_of(wrapped).state_dict()) and save_encoder(wrapped, tmp_path/'w.safetensors').read_bytes() == enc.read_bytes()
-    pth, itos = to_fastai(enc, tmp_path/'models/old')
+    back = clas_of(corpus, vocab, path=tmp_path)
+    load_encoder(back, enc)
+    back.save_encoder('old')
+    pth, itos = tmp_path/'models/old.pth', tmp_path/'itos.pkl'
+    itos.write_bytes(pickle.dumps(vocab))
     stock = clas_of(corpus, vocab, path=tmp_path)
     stock.load_encoder('old')
     assert same(want, encoder_of(stock).state_dict())
@@ -167,7 +172,7 @@ def test_a_copy(corpus, vocab, make):
     learn, other = make(corpus, vocab), make(corpus, vocab)
     with pytest.raises(RuntimeError, match='deepcopy protocol'): copy.deepcopy(learn.model)
     for p in other.model.parameters(): p.data.zero_()
-    set_learner_state(other, clone_all(learner_weights(learn)))
+    for k, v in model_weights(other.model).items(): v.copy_(model_weights(learn.model)[k])
     assert same(weights(learn), weights(other))
     with torch.no_grad():
         learn.model.reset()

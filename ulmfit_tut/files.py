@@ -13,10 +13,8 @@ from safetensors.torch import load, save
 
 # %% ../nbs/api/files.ipynb #fc50a045
 @contextmanager
-def replacing(
-    path:Path # file to write or to replace
-): # yields a path beside it, which takes its place when the block ends well
-    "Write a file all or nothing"
+def replacing(path:Path): # yields a path beside it, which takes its place when the block ends well
+    "Write the file `path`, or replace it, all or nothing"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -28,7 +26,7 @@ def replacing(
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/api/files.ipynb #4f600cc9
-_blank = '0'*64
+_digest,_blank = re.compile(rb'"digest":"([0-9a-f]{64})"'),b'0'*64
 
 def save_weights(
     file:Path, # `.safetensors` file to write
@@ -38,19 +36,13 @@ def save_weights(
     "Weights, `meta` and a digest of all that in one file, all or nothing; safetensors alone can read it"
     if 'kind' in meta and Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')      # `.pth` is fastai's
     meta = {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()}
-    data = save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {**meta, 'digest': _blank})
+    data = bytearray(save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {**meta, 'digest': _blank.decode()}))
     end = 8 + int.from_bytes(data[:8], 'little')
-    head = json.dumps(json.loads(data[8:end]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()      # `save` orders it by chance
-    head += b' '*(-len(head) % 8)
-    head,data = len(head).to_bytes(8, 'little') + head,memoryview(data)[end:]
-    head = head.replace(f'"digest":"{_blank}"'.encode(), f'"digest":"{_digest(head, data)}"'.encode())
-    with replacing(file) as tmp, open(tmp, 'wb') as f: f.writelines([head, data])
+    data[8:end] = json.dumps(json.loads(data[8:end]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode().ljust(end - 8)      # `save` orders it by chance
+    at = _digest.search(data).start(1)
+    data[at:at+64] = hashlib.sha256(data).hexdigest().encode()
+    with replacing(file) as tmp: tmp.write_bytes(data)
     return Path(file)
-
-def _digest(*parts):
-    h = hashlib.sha256()
-    for o in parts: h.update(o)
-    return h.hexdigest()
 
 def load_weights(
     file:Path, # file that `save_weights` wrote
@@ -60,9 +52,9 @@ def load_weights(
     "Weights and what belongs to them; `ValueError` for a damaged file and for one of another kind"
     data,remedy = Path(file).read_bytes(),'take another copy, or write it anew with this package'
     end = 8 + int.from_bytes(data[:8], 'little')
-    m = end <= len(data) and re.search(rb'"digest":"([0-9a-f]{64})"', data[:end])
+    m = end <= len(data) and _digest.search(data[:end])
     if not m: raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
-    if _digest(data[:m.start(1)], _blank.encode(), memoryview(data)[m.end(1):]) != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')
+    if hashlib.sha256(data.replace(m[1], _blank, 1)).hexdigest() != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')
     meta = {k: json.loads(v) for k,v in json.loads(data[8:end])['__metadata__'].items() if k not in ('format', 'digest')}
     if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)}: it is a file of another kind')
     return {k: v.float() if fp32 and v.is_floating_point() else v for k,v in load(data).items()}, meta

@@ -6,9 +6,6 @@
 __all__ = ['pretrained_names', 'read_vocab', 'pretrained_lm', 'lm_learner']
 
 # %% ../nbs/03_language_model.ipynb #4162eddf
-import pickle
-from pathlib import Path
-import torch
 from fastai.text.all import *
 from .files import load_weights
 
@@ -20,13 +17,10 @@ class _OnlyLists(pickle.Unpickler):
     "An unpickler that knows lists and strings, and runs no code"
     def find_class(self, module, name): raise ValueError(f'a vocabulary is a list of strings, this file asks for {module}.{name}')
 
-def read_vocab(
-    file:Path # fastai's `itos_*.pkl` or `*_vocab.pkl`
-) -> list:
-    "A pickled list of words; `ValueError` for a pickle that asks for anything else, none of which is run"
-    with open(file, 'rb') as f:
-        try: words = _OnlyLists(f).load()
-        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as e: raise ValueError(f'{file} is no pickled list ({e})') from None
+def read_vocab(file:Path) -> list: # the words in the order of their rows
+    "fastai's `itos_*.pkl` or `*_vocab.pkl`, a pickled list of words; `ValueError` for a pickle that asks for anything else, none of which is run"
+    try: words = _OnlyLists(io.BytesIO(Path(file).read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as e: raise ValueError(f'{file} is no pickled list ({e})') from None
     if not (isinstance(words, list) and all(isinstance(o, str) for o in words)): raise ValueError(f'{file} is no list of strings')
     return words
 
