@@ -2,12 +2,14 @@
 
     prepare  texts -> ids (uint16, xz) and what belongs to them; on a machine with spaCy
     check    every lever of `levers.py` beside stock fastai: the loss of 50 steps on the same batches, dropout off
+    short    the same with dropout on: validation perplexity after a short run, stock's and each lever's, for two seeds
     slice    tokens per second, loss and peak memory: stock, then lever after lever
     fit      the largest batch for a card, from two measured steps
     lm       language model: from nothing, from fastai's weights, or from another run of `lm`
     clas     classifier in four stages, and the probabilities of the test reviews
     both     the mean of two directions
     pack     a weights file in halves and pieces that can be carried
+    collect  the rows of all parts -> bench/results/at-size.json, which chapter 08 and the results page show
 """
 import argparse, gc, json, lzma, os, sys, time, warnings
 from pathlib import Path
@@ -222,6 +224,18 @@ def check(a):
         off = float((got/want - 1).abs().max())
         note(a, part='check', levers=o, steps=a.steps, first_loss=float(want[0]), last_loss=float(want[-1]), off=off, good=off < (1e-4 if a.device == 'cpu' else 2e-2))
 
+def short(a):
+    "Dropout on, where losses part by chance: perplexity on validation after the same short run"
+    d,sets = load(a),[(), *((k,) for k in a.levers if k != 'device'), tuple(a.levers)]               # `device` is nothing without `loader`
+    for seed in (a.seed, a.seed + 1):
+        of = SimpleNamespace(**{**vars(a), 'seed': seed})
+        for o in sets:
+            learn = lm_learn(d, of, o, a.drop_mult)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(sum(a.epochs), a.lrs[-1])
+            values = dict(zip(learn.recorder.metric_names[1:], map(float, learn.recorder.values[-1])))
+            if not o: stock = values['perplexity']
+            note(of, part='short', levers=o, epochs=sum(a.epochs), perplexity=values['perplexity'], of_stock=values['perplexity']/stock)
+
 def slice_(a):
     "Lever after lever, in one process; with `--alone` each beside stock"
     d,pulled = load(a),[()]
@@ -249,11 +263,15 @@ def fit(a):
         except torch.OutOfMemoryError: fits = False
         note(a, part='fit', gb=gb, largest_bs=bs, fits=fits, peak_bytes=peak(a))
 
+def collect(a):
+    rows = [json.loads(o) for o in (a.work/'results'/'rows.jsonl').read_text().splitlines()]
+    with replacing(Path(__file__).resolve().parent/'results'/'at-size.json') as tmp: tmp.write_text(json.dumps(dict(rows=rows), indent=1) + '\n')
+
 if __name__ == '__main__':
     START = time.time()
     warnings.filterwarnings('ignore')
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('part', choices=['prepare', 'check', 'slice', 'fit', 'lm', 'clas', 'both', 'pack'])
+    p.add_argument('part', choices=['prepare', 'check', 'short', 'slice', 'fit', 'lm', 'clas', 'both', 'pack', 'collect'])
     p.add_argument('--work', type=Path, default=Path.home()/'.fastai'/'at_size')
     p.add_argument('--data', default='imdb', choices=['imdb', 'wiki'])
     p.add_argument('--source', default='imdb', help='of `prepare`: as in `get_texts`, or the file of the Wikipedia')
@@ -277,5 +295,5 @@ if __name__ == '__main__':
     if a.init not in ('none', 'wt103'): a.init = Path(a.init)
     epochs,lrs = ((1, 1, 1, 2), (2e-2, 1e-2, 5e-3, 1e-3)) if a.part == 'clas' else ((1, 10), (2e-2, 2e-3))
     a.epochs,a.lrs = a.epochs or epochs,a.lrs or lrs
-    try: dict(prepare=prepare, check=check, slice=slice_, fit=fit, lm=lm, clas=clas, both=both, pack=pack)[a.part](a)
+    try: dict(prepare=prepare, check=check, short=short, slice=slice_, fit=fit, lm=lm, clas=clas, both=both, pack=pack, collect=collect)[a.part](a)
     except KeyboardInterrupt: pass
