@@ -13,7 +13,7 @@ look = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=
 XSS = '<script>alert(1)</script><img src=x onerror="alert(2)"> \'"><b onclick=\'x\'>'
 COLS = dict(data='part label texts tokens unknown', history='phase stage freeze_to train_loss valid_loss perplexity accuracy',
     metrics='phase stage freeze_to epochs lr_low lr_high train_loss valid_loss perplexity accuracy low high',
-    lrs='phase step g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n')
+    lrs='phase step g0 g1 g2 g3 g4', comparison='arm starts_from accuracy low high n', why='text label word score')
 
 def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=True, **over):
     "A small run; a table given as None is not written"
@@ -28,7 +28,8 @@ def make(path, classes=('neg','pos'), texts=('good','bad','fine','poor'), wrong=
         metrics=[('lm',1,-1,1,1e-2,1e-2,4.9,4.6,99.5,'','',''), ('lm',2,0,1,1e-4,2e-3,4.5,4.4,81.5,'','',''),
                  ('clas',1,-1,1,2e-2,2e-2,.6,.6,'',.7,.5,.8), ('clas',2,0,1,1e-5,1e-3,.5,.5,'',.8,.6,.9)],
         lrs=[('lm',i,0,0,0,.01,'') for i in range(1,5)]+[('clas',i,0,0,0,.01*(i>2),.02) for i in range(1,5)],
-        comparison=[('majority','',.5,.4,.6,n), ('this run','wiki',.8,.7,.9,n)])
+        comparison=[('majority','',.5,.4,.6,n), ('this run','wiki',.8,.7,.9,n)],
+        why=[(i,p,w,s) for i,p in enumerate(pred) for w,s in ((XSS+'!',1.), ('NA',-.5), ('plain',.1))])
     for name,rows in (fs|over).items():
         if rows is not None and name in COLS: pd.DataFrame(rows, columns=COLS[name].split()).to_csv(path/f'{name}.csv', index=False)
     if over.get('predictions', 1) is not None:
@@ -77,6 +78,7 @@ def test_hostile_texts(tmp_path):
     texts = (XSS, '', 'x'*5000, 'a\0b\x07\x1b[0m\x85', '\u202eback to front', '<br /><br />', 'null', 'a\r\nb\rc', '🎬 &amp; مرحبا')
     h = check(make(tmp_path/'r', texts=texts, cfg=dict(source=XSS, note='\ud800', deep=dict(a=[XSS]))))
     whole = ''.join(h.text)
+    assert h.tags.count('mark') == 2 + 2*9 and whole.count('NA plain') == 9
     for t in (XSS, '(empty text)', 'x'*5000, '<br /><br />', 'null', '🎬 &amp; مرحبا', 'a\N{REPLACEMENT CHARACTER}b'): assert t in whole, t
 
 def test_hostile_names(tmp_path):
@@ -93,7 +95,7 @@ def test_same_bytes(tmp_path):
     p = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, env=dict(os.environ, PYTHONHASHSEED='7'), cwd=Path(__file__).parents[1])
     assert p.stdout==a
 
-@pytest.mark.parametrize('gone', ['data','history','metrics','lrs','comparison','predictions'])
+@pytest.mark.parametrize('gone', ['data','history','metrics','lrs','comparison','predictions','why'])
 def test_part_missing(tmp_path, gone):
     check(make(tmp_path/'r', **{gone:None}))
     (tmp_path/'r'/f'{gone}.csv').write_text('')

@@ -21,7 +21,7 @@ def finished(short, tmp_path_factory):
 
 def test_run_folder(finished):
     assert {o.name for o in finished.iterdir()} == {'config.json', 'data.csv', 'history.csv', 'metrics.csv', 'lrs.csv', 'predictions.csv', 'comparison.csv',
-                                                    'test.json', 'timings.csv', 'encoder.safetensors', 'classifier.safetensors', 'report.html'}
+                                                    'test.json', 'timings.csv', 'why.csv', 'encoder.safetensors', 'classifier.safetensors', 'report.html'}
     m, p = pd.read_csv(finished/'metrics.csv'), pd.read_csv(finished/'predictions.csv')
     assert m.freeze_to.tolist() == [-1, 0, -1, -2, -3, 0] and m.epochs.tolist() == [1, 1, 1, 1, 1, 2]
     assert json.loads((finished/'test.json').read_text())['accuracy'] == pytest.approx((p.label == p.predicted).mean())

@@ -45,8 +45,8 @@ def read_run(
         f = Path(path)/f'{o}.csv'
         if not f.exists() or not f.stat().st_size: return pd.DataFrame(columns=words)
         return pd.read_csv(f, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=['']).fillna(dict.fromkeys(words, ''))
-    words = 'text label predicted part phase arm starts_from'.split()
-    r = {o: table(o) for o in 'data history metrics lrs predictions comparison'.split()}
+    words = 'text label predicted part phase arm starts_from word'.split()
+    r = {o: table(o) for o in 'data history metrics lrs predictions comparison why'.split()}
     for o in ('config','test'):
         if not (f := Path(path)/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{f.name}`: `report` reads the folder of a finished run")
         r[o] = json.loads(f.read_text(encoding='utf-8'))

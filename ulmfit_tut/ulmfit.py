@@ -6,7 +6,7 @@
 __all__ = ['classifier_learner', 'ulmfit']
 
 # %% ../nbs/06_ulmfit.ipynb #1fc8725a
-import hashlib, importlib.metadata, platform, shutil
+import contextlib, hashlib, importlib.metadata, platform, shutil
 from fastai.text.all import *
 from .compare import majority, tfidf, wilson
 from .batches import text_dls
@@ -15,10 +15,11 @@ from .data import get_texts
 from .encoder import load_encoder, save_encoder, save_text_model
 from .lm import lm_learner, pretrained_lm
 from .predict import predict
-from .report import report
+from .report import read_run, report
 from .runs import arms, check_settings, data_table, minutes, run_tables, steady_memory, unfinished, write
 from .tokens import get_tokenizer
 from .unfreeze import Stage, classifier_stages, fit_stages, lm_stages, stage_table
+from .why import why
 
 # %% ../nbs/06_ulmfit.ipynb #d24c0672
 def classifier_learner(
@@ -121,6 +122,10 @@ def ulmfit(
     for k,o in tables.items(): write(o, out/f'{k}.csv')
     save_text_model(learn, out/'classifier.safetensors')
     write(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
+    reasons = []
+    for i,o in read_run(out)['wrong'].text[:10].items():
+        with contextlib.suppress(ValueError): reasons.append(why(learn, o).assign(text=i))            # a text without words gives none
+    if reasons: write(pd.concat(reasons), out/'why.csv')
     report(out)
     shutil.rmtree(out/'state')
     res = tables['metrics'].merge(tables['timings'])
