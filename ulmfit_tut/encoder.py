@@ -7,6 +7,7 @@ __all__ = ['encoder_of', 'words_of', 'text_columns', 'about', 'save_encoder', 'l
            'save_text_model', 'load_text_model']
 
 # %% ../nbs/04_encoder.ipynb #d659af69
+import hashlib
 from importlib.metadata import version
 from fastai.text.all import *
 from .chunks import ChunkTokenizer
@@ -38,7 +39,8 @@ def _rules(tok):
     rules,tok = tuple(tok.rules),tok.tok
     if isinstance(tok, TokenizeWithRules): tok,rules = tok.tok,tuple(tok.rules)
     if isinstance(tok, ChunkTokenizer): return 'spaCy en',tok.rules
-    name = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__
+    name,pieces = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__,getattr(getattr(tok, 'tok', None), 'serialized_model_proto', None)
+    if pieces: name += f' #{hashlib.sha256(pieces()).hexdigest()[:12]}'                        # SentencePiece: that of its file
     return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
@@ -82,7 +84,9 @@ def _read(file, vocab):
 
 def _compare(file, meta, learn, more={}, match_vocab=False):
     "What one side does not show; `ValueError` where both show something else, `more` included"
+    if match_vocab and meta.get('tokenizer'): meta = {**meta, 'tokenizer': meta['tokenizer'].partition(' #')[0]}            # other pieces are other words
     mine,keys = {**about(learn), **more},(*more, 'arch', 'config', 'tokenizer', 'rules', 'backwards')
+    if match_vocab and mine['tokenizer']: mine['tokenizer'] = mine['tokenizer'].partition(' #')[0]
     unchecked = [k for k in keys[-3:] if None in (meta.get(k, mine[k]), mine[k])]
     if differ := [f'{k} {meta[k]!r:.60} / {mine[k]!r:.60}' for k in keys if k not in unchecked and meta.get(k, mine[k]) != mine[k]]:
         raise ValueError(f'{file} / the learner: {"; ".join(differ)}: build the learner and its DataLoaders as the file says')
@@ -90,7 +94,7 @@ def _compare(file, meta, learn, more={}, match_vocab=False):
         diff = [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], mine['vocab'])) if a != b]
         raise ValueError(f'{len(diff)} words of {file} ({len(meta["vocab"])} words) and of the learner ({len(mine["vocab"])} words) differ, file / learner: '
                          f'{", ".join(diff[:3])} ...: build the DataLoaders with vocab=encoder_vocab(file), or load an encoder with match_vocab=True, which takes the {len(set(meta["vocab"]) & set(mine["vocab"]))} words that both have')
-    return unchecked
+    return unchecked + ['tokenizer']*(' ' not in (mine['tokenizer'] or ' ') and 'tokenizer' not in unchecked)                   # of another kind only the class is known, not its state
 
 def _put(weights, model, file):
     "Copy weights into a model; `ValueError` where names or shapes differ, so that nothing is loaded by half"
