@@ -32,6 +32,7 @@ def test_two_trainings_are_told_apart(tmp_path):
     a = trained(tmp_path/'spm', 60)
     clas = learner(front(a), cache=tmp_path)
     file, enc, vocab = save_text_model(clas, tmp_path/'c.safetensors'), save_encoder(clas, tmp_path/'e.safetensors'), list(clas.dls.vocab[0])
+    assert about(learner(front(trained(tmp_path/'again', 60)), cache=tmp_path))['tokenizer'] == about(clas)['tokenizer']            # the folder does not matter
     kept = (tmp_path/'spm/spm.model').rename(tmp_path/'kept.model')
     trained(tmp_path/'spm', 60, texts[:2]*12)                                                  # writes where the first one lay
     same, other = (front(SentencePieceTokenizer(sp_model=o, cache_dir=tmp_path/'x')) for o in (kept, tmp_path/'spm/spm.model'))
