@@ -136,6 +136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ulmfit_tut.data.texts_from_folder': ('data.html#texts_from_folder', 'ulmfit_tut/data.py')},
             'ulmfit_tut.encoder': { 'ulmfit_tut.encoder._compare': ('encoder.html#_compare', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder._kind': ('encoder.html#_kind', 'ulmfit_tut/encoder.py'),
+                                    'ulmfit_tut.encoder._pieces': ('encoder.html#_pieces', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder._put': ('encoder.html#_put', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder._read': ('encoder.html#_read', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder._rules': ('encoder.html#_rules', 'ulmfit_tut/encoder.py'),

@@ -137,7 +137,7 @@ def text_corpus(
     tok,cache = tok or get_tokenizer(),corpora_path(cache)
     try: cache.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{cache} cannot be made ({e.strerror}): choose another folder by cache=...') from e
-    if getattr(getattr(tok, 'tok', tok), 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
+    if getattr(tok.tok if isinstance(tok, TokenizeWithRules) else tok, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
     if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:

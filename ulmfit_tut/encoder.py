@@ -7,6 +7,7 @@ __all__ = ['encoder_of', 'words_of', 'text_columns', 'about', 'save_encoder', 'l
            'load_text_model']
 
 # %% ../nbs/04_encoder.ipynb #d659af69
+import hashlib
 from importlib.metadata import version
 from fastai.text.all import *
 from .chunks import ChunkTokenizer
@@ -31,13 +32,19 @@ def text_columns(learn:Learner) -> list: # `None` where it was not made from a t
     cols = (getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k))          # fastai's `Tokenizer.from_df` has the first, and gathers them in a column `text`
     return list(map(str, listify(first(cols)))) or None
 
+@functools.lru_cache(8)
+def _pieces(sp):
+    "Digest of SentencePiece's pieces, their scores and its normal form, wherever it was trained"
+    return hashlib.sha256(json.dumps([sp.EncodeAsPieces(' Ａﬁ  é'), *((sp.IdToPiece(i), sp.GetScore(i)) for i in range(sp.GetPieceSize()))]).encode()).hexdigest()[:12]
+
 def _rules(tok):
     "Language and rules of fastai's `Tokenizer` transform, as names"
     if tok is None: return None,None
     rules,tok = tuple(tok.rules),tok.tok
     if isinstance(tok, TokenizeWithRules): tok,rules = tok.tok,tuple(tok.rules)
     if isinstance(tok, ChunkTokenizer): return 'spaCy en',tok.rules
-    name = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__
+    name,sp = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__,getattr(tok, 'tok', None)
+    if hasattr(sp, 'IdToPiece'): name += f' #{_pieces(sp)}'
     return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
@@ -81,6 +88,7 @@ def _read(file, vocab):
 def _compare(file, meta, learn, more={}, match_vocab=False):
     "What one side does not show; `ValueError` where both show something else, `more` included"
     mine,keys = {**about(learn), **more},(*more, 'arch', 'config', 'tokenizer', 'rules', 'backwards')
+    if match_vocab: meta,mine = ({**o, 'tokenizer': (o.get('tokenizer') or '').partition(' #')[0] or None} for o in (meta, mine))          # other pieces are other words
     unchecked = [k for k in keys[-3:] if None in (meta.get(k, mine[k]), mine[k])]
     if differ := [f'{k} {meta[k]!r:.60} / {mine[k]!r:.60}' for k in keys if k not in unchecked and meta.get(k, mine[k]) != mine[k]]:
         raise ValueError(f'{file} / the learner: {"; ".join(differ)}: build the learner and its DataLoaders as the file says')
@@ -88,7 +96,7 @@ def _compare(file, meta, learn, more={}, match_vocab=False):
         diff = [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], mine['vocab'])) if a != b]
         raise ValueError(f'{len(diff)} words of {file} ({len(meta["vocab"])} words) and of the learner ({len(mine["vocab"])} words) differ, file / learner: '
                          f'{", ".join(diff[:3])} ...: build the DataLoaders with vocab=encoder_vocab(file), or load an encoder with match_vocab=True, which takes the {len(set(meta["vocab"]) & set(mine["vocab"]))} words that both have')
-    return unchecked
+    return unchecked + ['tokenizer']*(' ' not in (mine['tokenizer'] or ' ') and 'tokenizer' not in unchecked)                   # of another kind only the class is known, not its state
 
 def _put(weights, model, file):
     "Copy weights into a model; `ValueError` where names or shapes differ, so that nothing is loaded by half"

@@ -27,7 +27,9 @@ def get_tokenizer(
         if rules not in rule_sets: raise ValueError(f'rules={rules!r} is none of {", ".join(rule_sets)}')
         if tok is None and lang == 'en': return ChunkTokenizer(rules)
         rules = rule_sets[rules]
-    return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
+    try: return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
+    except (ImportError, AttributeError) as e:                                            # spaCy's Chinese takes no special tokens
+        raise ImportError(f'spaCy has no tokenizer {lang!r} that works here ({e}): install what it asks for, take lang="xx", which knows blanks and punctuation, or pieces of words by tok=') from None
 
 # %% ../nbs/api/tokens.ipynb #963c6e0f
 def text_digests(texts) -> bytes: # 16 bytes a text

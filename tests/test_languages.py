@@ -1,0 +1,72 @@
+"Pieces of words in place of words: trainings are told apart, and what is missing is said."
+import io
+from contextlib import redirect_stdout
+import pandas as pd, pytest
+from fastai.text.all import AWD_LSTM, SentencePieceTokenizer, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, text_classifier_learner
+from ulmfit_tut.batches import text_dls
+from ulmfit_tut.corpus import text_corpus
+from ulmfit_tut.encoder import about, load_encoder, load_text_model, save_encoder, save_text_model
+from ulmfit_tut.predict import load_classifier, predict
+from ulmfit_tut.rules import rule_sets
+from ulmfit_tut.tokens import get_tokenizer
+
+sizes = dict(emb_sz=8, n_hid=10, n_layers=2)
+texts = ['Ovo je odličan film.', 'Dosadna priča i loša gluma.', 'Priča je dirljiva, film je lep.', 'Loš kraj!']*6
+
+def trained(folder, n, texts=texts):
+    sp = SentencePieceTokenizer(vocab_sz=n, cache_dir=folder)
+    with redirect_stdout(io.StringIO()): sp.setup(texts, rule_sets['corrected'])
+    return sp
+
+def front(sp): return get_tokenizer(rules='corrected', tok=sp)
+
+def learner(tok, vocab=None, is_lm=False, cache=None):
+    df = pd.DataFrame(dict(text=texts, label=['pos', 'neg']*12, part='train', is_valid=[False]*16 + [True]*8))
+    c = text_corpus(df, tok, cache=cache)
+    dls = text_dls(c, vocab or c.vocab(min_freq=1), is_lm=is_lm, bs=4, seq_len=8, device='cpu')
+    if is_lm: return language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **sizes}, pretrained=False)
+    return text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **sizes}, pretrained=False, seq_len=8)
+
+def test_two_trainings_are_told_apart(tmp_path):
+    "Even if both have the same vocabulary in the learner, and lay in the same file one after the other"
+    a = trained(tmp_path/'spm', 60)
+    clas = learner(front(a), cache=tmp_path)
+    file, enc, vocab = save_text_model(clas, tmp_path/'c.safetensors'), save_encoder(clas, tmp_path/'e.safetensors'), list(clas.dls.vocab[0])
+    assert about(learner(front(trained(tmp_path/'again', 60)), cache=tmp_path))['tokenizer'] == about(clas)['tokenizer']            # the folder does not matter
+    kept = (tmp_path/'spm/spm.model').rename(tmp_path/'kept.model')
+    trained(tmp_path/'spm', 60, texts[:2]*12)                                                  # writes where the first one lay
+    same, other = (front(SentencePieceTokenizer(sp_model=o, cache_dir=tmp_path/'x')) for o in (kept, tmp_path/'spm/spm.model'))
+    with pytest.raises(ValueError, match='SentencePieceTokenizer #[0-9a-f]{12}, rules corrected: give it by tok='): load_classifier(file)
+    with pytest.raises(ValueError, match="tokenizer 'SentencePieceTokenizer #"): load_classifier(file, tok=other)
+    with pytest.raises(ValueError, match="tokenizer 'SentencePieceTokenizer #"): load_encoder(learner(other, vocab, cache=tmp_path), enc)
+    again = load_classifier(file, tok=same)
+    pd.testing.assert_frame_equal(predict(again, texts), predict(clas, texts))
+    assert load_text_model(again, file) == dict(unchecked=[])
+    new = learner(other, cache=tmp_path)
+    res = load_encoder(new, enc, match_vocab=True)                                             # other pieces are other words; of which training they are is not compared
+    assert res['unchecked'] == ['tokenizer'] and 0 < res['coverage'] < 1
+    assert (clas.model[0].module.rnns[0].module.weight_ih_l0 == new.model[0].module.rnns[0].module.weight_ih_l0).all()
+    with pytest.raises(ValueError, match="tokenizer 'SentencePieceTokenizer' / 'spaCy sr'"): load_encoder(learner(get_tokenizer('sr', 'corrected'), cache=tmp_path), enc, match_vocab=True)
+
+def letters(texts): return [list(o) for o in texts]
+
+def test_a_function_is_listed_as_unchecked(tmp_path):
+    lm = learner(get_tokenizer(rules=[str.lower], tok=letters), is_lm=True, cache=tmp_path)
+    assert about(lm)['tokenizer'] == 'function'
+    assert load_text_model(lm, save_text_model(lm, tmp_path/'lm.safetensors')) == dict(unchecked=['tokenizer'])
+    words = learner(get_tokenizer('sr', [str.lower]), lm.dls.vocab, True, tmp_path)
+    with pytest.raises(ValueError, match="tokenizer 'function' / 'spaCy sr'"): load_text_model(words, tmp_path/'lm.safetensors')
+
+@pytest.mark.parametrize('lang', ['qq', 'eo', 'zh', ''])
+def test_language_without_a_tokenizer(lang):
+    with pytest.raises(ImportError, match=f"no tokenizer '{lang}'.*lang=\"xx\""): get_tokenizer(lang)
+
+def test_untrained_and_gone(tmp_path):
+    sp = SentencePieceTokenizer(cache_dir=tmp_path)
+    df = pd.DataFrame(dict(text=texts, label='', part='unsup', is_valid=False))
+    for tok in (sp, front(sp)):
+        with pytest.raises(ValueError, match='not trained: call its setup'): text_corpus(df, tok, cache=tmp_path/'corpora')
+    with pytest.raises(Exception, match='gone.model'): SentencePieceTokenizer(sp_model=tmp_path/'gone.model', cache_dir=tmp_path)
+
+def test_extra(root=__import__('pathlib').Path(__file__).resolve().parent.parent):
+    assert 'sp_requirements =\n    sentencepiece' in (root/'settings.ini').read_text(encoding='utf8')
