@@ -143,7 +143,7 @@ def _plan(learn, stages, seed):
     def data(dl):
         items,ys = getattr(dl.dataset, 'items', []),getattr(dl, 'ys', None)                      # a table, file names, texts; of another dataset its length alone
         parts = [items.to_csv().encode() if isinstance(items, pd.DataFrame) else repr(list(map(str, items))).encode()]
-        if isinstance(getattr(dl, 'lens', None), np.ndarray): parts = [np.asarray(o).tobytes() for o in (dl.ids, dl.starts, dl.lens, dl.table, 0 if ys is None else to_np(ys))]
+        if isinstance(getattr(dl, 'lens', None), np.ndarray): parts = [np.asarray(o).tobytes() for o in (dl.ids, dl.starts, dl.lens, dl.table, 0 if ys is None else to_np(ys), *vars(dl).get('cols', ()))]
         return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=hashlib.sha256(b'|'.join(parts)).hexdigest()[:16])
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
