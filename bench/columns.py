@@ -12,11 +12,11 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np, torch
 from fastai.text.all import set_seed
+from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.columns import add_columns, join_columns
@@ -30,22 +30,22 @@ from ulmfit_tut.ulmfit import classifier_learner
 from ulmfit_tut.unfreeze import classifier_stages, fit_stages
 
 file, seeds = Path(__file__).parent/'results'/'columns.json', range(5)
-arms   = dict(text={}, film=dict(cat_names=['film']), words=dict(cont_names=['words']), coin=dict(cat_names=['coin']), title={})      # `title`: read as a text before the text
+arms   = dict(text={}, film=dict(cat_names=['film']), words=dict(cont_names=['words']), coin=dict(cat_names=['coin']))
 stages = classifier_stages(lrs=(2e-2,)*4, epochs=(1, 1, 1, 3))
 
-def table(seed, arm):
+def table(seed):
     "The reviews with their columns; of the films those that three training rows have, the others are empty"
     t = mini_reviews_df()
-    df = get_texts(t, ['film', 'text'] if arm == 'title' else 'text', split_col='split', seed=seed)
+    df = get_texts(t, split_col='split', seed=seed)
     train = df.part.eq('train') & ~df.is_valid
     df['group'], df['words'] = t.film, t.text.str.split().str.len()
     df['film'] = t.film.where(t.film.map(t.film[train].value_counts()) >= 3)
     df['coin'] = np.where((np.random.default_rng(seed).random(len(df)) < .8) == df.label.eq('pos'), 'heads', 'tails')
-    return df.assign(title=t.film, body=t.text)
+    return df
 
 def network(seed, arm):
     "Probability of `pos` of each test review, and seconds of the process"
-    df, t0 = table(seed, arm), time.process_time()
+    df, t0 = table(seed), time.process_time()
     corpus, (_, words, sizes), tmp = text_corpus(df), pretrained_lm('movies'), tempfile.TemporaryDirectory()
     vocab = corpus.vocab(words)
     enc = save_encoder(lm_learner(text_dls(corpus, vocab, is_lm=True, device='cpu'), 'movies'), Path(tmp.name)/'enc.safetensors')
@@ -57,22 +57,30 @@ def network(seed, arm):
     with learn.no_bar(), learn.no_logging():
         fit_stages(learn, stages, seed)
         test = df[df.part.eq('test')]
-        given = test[[]].assign(film=test.title, text=test.body) if arm == 'title' else test
-        return learn.get_preds(dl=learn.dls.test_dl(given))[0][:, 1].numpy(), time.process_time() - t0
+        return learn.get_preds(dl=learn.dls.test_dl(test))[0][:, 1].numpy(), time.process_time() - t0
 
 def tfidf(seed, arm):
-    "The same for TF-IDF with one-hot categories and scaled numbers beside it, in one logistic regression"
-    df, t0 = table(seed, arm), time.process_time()
+    "The same for TF-IDF, and beside it one-hot categories and scaled numbers, in one logistic regression"
+    df, t0 = table(seed), time.process_time()
     train, test = (df[df.part.eq(o)].fillna({'film': ''}) for o in ('train', 'test'))
-    def words(c): return c, TfidfVectorizer(sublinear_tf=True), c
-    more = [('columns', OneHotEncoder(handle_unknown='ignore'), o) for k, o in arms[arm].items() if k == 'cat_names']
-    more += [('columns', StandardScaler(), o) for k, o in arms[arm].items() if k == 'cont_names'] + ([words('title')] if arm == 'title' else [])
-    pipe = make_pipeline(ColumnTransformer([words('body'), *more]), LogisticRegression(max_iter=1000))
-    grid = dict(columntransformer__body__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
-    if more: grid['columntransformer__transformer_weights'] = [{more[0][0]: w} for w in (.1, .3, 1)]              # how loudly they speak beside the words
+    cats, conts = (arms[arm].get(k, []) for k in ('cat_names', 'cont_names'))
     folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(train, train.label, train.group))
-    best = GridSearchCV(pipe, grid, cv=folds).fit(train, train.label)
-    return best.predict_proba(test)[:, 1], time.process_time() - t0
+    def features(a, b, ngrams):
+        "Words and columns of both tables, fitted on the first"
+        words, more = TfidfVectorizer(sublinear_tf=True, ngram_range=ngrams), ColumnTransformer([('cat', OneHotEncoder(handle_unknown='ignore'), cats), ('num', StandardScaler(), conts)], sparse_threshold=1)
+        return [(words.fit_transform(a.text), more.fit_transform(a)), (words.transform(b.text), more.transform(b))]
+    def fit(x, label, weight, C): return LogisticRegression(C=C, max_iter=1000).fit(beside(x, weight), label)
+    def beside(x, weight): return sparse.hstack([x[0], weight*sparse.csr_matrix(x[1])]).tocsr()
+    grid = {}
+    for ngrams in ((1, 1), (1, 2)):
+        for i, j in folds:
+            a, b = train.iloc[i], train.iloc[j]
+            xa, xb = features(a, b, ngrams)
+            for weight in (.1, .3, 1) if arms[arm] else (0,):                    # how loudly the columns speak beside the words
+                for C in (.3, 1, 3, 10, 30, 100): grid.setdefault((ngrams, weight, C), []).append(fit(xa, a.label, weight, C).score(beside(xb, weight), b.label))
+    ngrams, weight, C = max(grid, key=lambda k: np.mean(grid[k]))
+    xa, xb = features(train, test, ngrams)
+    return fit(xa, train.label, weight, C).predict_proba(beside(xb, weight))[:, 1], time.process_time() - t0
 
 def summary(rows):
     "Accuracy of each arm over the seeds that all have, and how far it is from the same method on the text alone"
