@@ -226,7 +226,7 @@ def test_weights_know_their_columns(df, corpus, joined, tmp_path):
 
 def test_the_wrong_way(df, corpus, joined):
     with pytest.raises(ValueError, match='test_dl'): predict(joined, 'a film')
-    with pytest.raises(ValueError, match='Texts alone'): probs(joined, ['a film'])
+    with pytest.raises(ValueError, match="'day', 'shop', 'stars'"): probs(joined, ['a film'])
     with pytest.raises(ValueError, match="'stars'"): probs(joined, new(df).drop(columns='stars'))
     for learn in (joined, learner(loaders(corpus, (), ()))):
         with pytest.raises(ValueError, match='no columns yet'): join_columns(learn)

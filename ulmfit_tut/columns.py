@@ -43,8 +43,7 @@ class Columns:
                 raise ValueError(f'{c} is {df[c][new].unique()[:3].tolist()} in rows {np.flatnonzero(new)[:5].tolist()}, counted from 0: training had no such value and none that '
                                  'was missing, so nothing was learned for it. Fill it; or empty some cells of training, those of rare values, say')
             df[c] = df[c].mask(new)
-        to = self.to.new(df)
-        to.process()
+        (to := self.to.new(df)).process()
         return torch.tensor(to.cats.to_numpy(np.int64)),torch.tensor(to.conts.to_numpy(np.float32))
 
     def decode(self, cats:Tensor, conts:Tensor) -> pd.DataFrame:
@@ -59,9 +58,7 @@ class ColumnLoader(TextLoader):
         super().__init__(dataset, *args, **kwargs)
         self.columns,items = columns,dataset.tls[0].items
         if _rows(items): items = dataset.tls[0].corpus_text.there().df.iloc[[*items]]
-        elif not isinstance(items, pd.DataFrame):
-            if isinstance(first(items), str): raise ValueError(f'Texts alone are not enough: give a table that has {columns.cats + columns.conts} too')
-            items = pd.DataFrame([*items], columns=None if len(items) else columns.cats + columns.conts)
+        elif not isinstance(items, pd.DataFrame): items = pd.DataFrame([*items], columns=None if len(items) else columns.cats + columns.conts)
         self.cols = columns(items)
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'columns': self.columns, **kwargs})
@@ -73,13 +70,9 @@ class ColumnLoader(TextLoader):
     def _decode_batch(self, b, max_n=9, full=True):
         def say(r, names): return TitledStr(', '.join(f'{k} {r[k]:.4g}' if isinstance(r[k], float) else f'{k} {r[k]}' for k in names))
         rows,cols = super()._decode_batch((b[0], *b[3:]), max_n, full),self.columns.decode(*b[1:3]).to_dict('records')
-        return L((t, say(o, self.columns.cats), say(o, self.columns.conts), *y) for (t,*y),o in zip(rows, cols))
+        return L((type(t)(t.replace(f'{PAD} ', '')), say(o, self.columns.cats), say(o, self.columns.conts), *y) for (t,*y),o in zip(rows, cols))
 
-    def show_batch(self, b=None, max_n=9, show=True, trunc_at=150, **kwargs):
-        "A batch as a table"
-        res = super().show_batch(b, max_n, show=False)
-        if not show: return res
-        display_df(pd.DataFrame([[str(o)[:8*trunc_at] for o in r] for r in res[2]], columns=[*self._shown, 'category'][:len(res[2][0])]))
+    def _pre_show_batch(self, b, max_n=9): return (o := super()._pre_show_batch(b, max_n))[0][0],*o[1:]                     # shown as texts are
 
 def add_columns(
     dls:DataLoaders, # of `text_dls`; the table of its corpus holds the columns
@@ -123,7 +116,5 @@ def join_columns(
     columns,model,opt = vars(learn.dls.train).get('columns'),get_model(learn.model),learn.opt
     if columns is None or not isinstance(model[1], PoolingLinearClassifier): raise ValueError('Give a text classifier that has no columns yet, on the DataLoaders of add_columns')
     learn.model = _Joined(model[0], ColumnsHead(model[1], columns.emb_szs, len(columns.conts))).to(learn.dls.device)
-    if opt is not None:
-        learn.create_opt()
-        learn.freeze_to(opt.frozen_idx)
+    if opt is not None: learn.create_opt(); learn.freeze_to(opt.frozen_idx)
     return learn
