@@ -70,7 +70,7 @@ class ColumnLoader(TextLoader):
     def _decode_batch(self, b, max_n=9, full=True):
         def say(r, names): return TitledStr(', '.join(f'{k} {r[k]:.4g}' if isinstance(r[k], float) else f'{k} {r[k]}' for k in names))
         rows,cols = super()._decode_batch((b[0], *b[3:]), max_n, full),self.columns.decode(*b[1:3]).to_dict('records')
-        return L((type(t)(t.replace(f'{PAD} ', '')), say(o, self.columns.cats), say(o, self.columns.conts), *y) for (t,*y),o in zip(rows, cols))
+        return L((type(t)(t.replace(PAD, '').strip()), say(o, self.columns.cats), say(o, self.columns.conts), *y) for (t,*y),o in zip(rows, cols))
 
     def _pre_show_batch(self, b, max_n=9): return (o := super()._pre_show_batch(b, max_n))[0][0],*o[1:]                     # shown as texts are
 
