@@ -68,7 +68,7 @@ def _source(ds):
     return ds._source
 
 class _TextDL(TfmdDL):
-    _own = 'seq_len', 'backwards', 'seed', 'epoch', 'rank', 'world'
+    _own,_shown = ('seq_len', 'backwards', 'seed', 'epoch', 'rank', 'world'),('text',)
     def __init__(self, dataset, bs=64, seq_len=72, backwards=False, seed=42, epoch=0, rank=0, world=1, num_workers=0, **kwargs):
         store_attr(self._own)
         self.gen = np.random.default_rng((seed, epoch))
@@ -86,7 +86,7 @@ class _TextDL(TfmdDL):
         res = super().show_results(b, out, max_n=max_n, show=False)
         if not show: return res
         rows = [[str(o)[:8*trunc_at] for o in (*s, *p)] for s,p in zip(res[2], res[3])]
-        display_df(pd.DataFrame(rows, columns=['text', *(['text_', 'pred'] if isinstance(self, LMLoader) else ['category', 'prediction'])]))
+        display_df(pd.DataFrame(rows, columns=[*self._shown, *(['text_', 'pred'] if isinstance(self, LMLoader) else ['category', 'prediction'])]))
 
     def do_item(self, i): return i or 0
 

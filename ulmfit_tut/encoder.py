@@ -130,7 +130,8 @@ def encoder_vocab(file:Path) -> list: # the words in the order of their rows
 def _kind(learn):
     "What a whole model has beside its encoder"
     model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
-    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, seq_len=model[0].bptt, max_len=model[0].max_len)
+    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, seq_len=model[0].bptt, max_len=model[0].max_len,
+                                       **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
     if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
     return dict(kind='lm', classes=None, several=several)
 

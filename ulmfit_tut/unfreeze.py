@@ -122,7 +122,7 @@ def _plan(learn, stages, seed):
     def data(dl):
         items = getattr(dl.dataset, 'items', [])                                                 # a table, file names, texts; of another dataset its length alone
         items = items.to_csv() if isinstance(items, pd.DataFrame) else list(map(str, items))
-        arrays = [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for k in ('ids', 'starts', 'lens', 'table', 'ys') if isinstance(o := vars(dl).get(k), (np.ndarray, Tensor))]
+        arrays = [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in (*map(vars(dl).get, ('ids', 'starts', 'lens', 'table', 'ys')), *vars(dl).get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
         return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=sha((items, arrays)))
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
