@@ -71,9 +71,7 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
     post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]     # what `compose` was given
     return dict(tok=ident(tok.tok), rules=[ident(o) for o in (*tok.rules, *post)], **versions)
 
-def _files(df):
-    root = df.attrs['path']
-    return [f'{root}/{f}' for f in df.file.tolist()]
+def _files(df): return map(f'{df.attrs["path"]}/'.__add__, df.file.tolist())
 
 def _seen(df, encoding, cache):
     "Where the digest of these files is remembered, and whether they rest: a file may change twice within one tick of its clock"
@@ -136,12 +134,11 @@ def text_corpus(
     "Tokenize texts, or open what was tokenized before; `OSError` where `cache` cannot be written"
     if not isinstance(df, pd.DataFrame): raise TypeError(f'{df!r:.60} is no table: text_corpus(get_texts(...)) is the way')
     tok,cache = tok or get_tokenizer(),corpora_path(cache)
-    try: cache.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f'{cache} cannot be made ({e.strerror}): choose another folder by cache=...') from e
     if getattr(getattr(tok, 'tok', tok), 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
     if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         key,(seen,rests) = tokenizer_key(tok),_seen(df, encoding, cache)
         def place(content): return cache/_sha(_format, content, json.dumps(key, sort_keys=True))[:24]
         known = content = seen.read_text(errors='replace') if rests and seen.exists() else None
@@ -163,7 +160,7 @@ def text_corpus(
         if rests and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:
-        if e.filename and not Path(e.filename).is_relative_to(cache): raise                    # a text that cannot be read names itself
+        if e.filename and not (Path(e.filename).is_relative_to(cache) or cache.is_relative_to(e.filename)): raise         # a text that cannot be read names itself
         raise OSError(f'{cache} cannot be written ({e.strerror or e}): make room, or choose another folder by cache=...') from e
     return TextCorpus(path, df, tok)
 

@@ -63,8 +63,8 @@ def _file(o, root): return f'{root}/{o}' if root is not None else o if isinstanc
 
 def _blocks(items, root):
     "Some hundred texts each, fewer where they are long: what a process holds does not grow with its texts"
-    ends = np.cumsum([4096 + (os.path.getsize(f) if (f := _file(o, root)) else len(o)) for o in items])
-    cuts = 1 + np.flatnonzero(np.diff(ends//2**22))
+    ends = np.cumsum([2048 + (os.path.getsize(f) if (f := _file(o, root)) else len(o)) for o in items])
+    cuts = 1 + np.flatnonzero(np.diff(ends//2**21))
     return [items[a:b] for a,b in itertools.pairwise([0, *cuts.tolist(), len(items)])]
 
 def encode_texts(
