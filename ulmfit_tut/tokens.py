@@ -44,12 +44,9 @@ class _Work:
             type_id,toks = defaultdict(itertools.count().__next__),[list(o) for o in tok(texts)]
             ids,lens = np.array([type_id[t] for o in toks for t in o], np.int32),np.array([len(o) for o in toks], np.int64)
             names = list(type_id)
-        if names is not self.names: self.names,self.sent = names,np.zeros(0, bool)                # the numbers start again
-        self.sent = np.append(self.sent, np.zeros(len(names) - len(self.sent), bool))
-        used = np.zeros(len(names), bool)
-        used[ids] = True
-        new = np.flatnonzero(used & ~self.sent)
-        self.sent[new] = True
+        if names is not self.names: self.names,self.sent = names,set()                            # the numbers start again
+        new = [i for i in np.flatnonzero(np.bincount(ids)).tolist() if i not in self.sent]
+        self.sent.update(new)
         return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts)
 
 def _start(*how):
@@ -100,7 +97,7 @@ def encode_texts(
     for process,ids,lens,at,names,*rest in bar(results()):
         new = [t for t in names if t not in table]
         table.update(zip(new, itertools.count(len(table))))
-        here = known[process] = np.append(known[process], np.zeros(max(0, at.max(initial=-1) + 1 - len(known[process])), np.int32))
+        here = known[process] = np.append(known[process], np.zeros(max(0, max(at, default=-1) + 1 - len(known[process])), np.int32))
         here[at] = [table[t] for t in names]
         yield here[ids],lens,new,*rest
 
