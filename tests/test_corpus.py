@@ -26,7 +26,7 @@ def fails(f, *has, kind=ValueError):
 def built(monkeypatch):
     "How often a corpus is built from now on"
     n, build = [], module._build
-    monkeypatch.setattr(module, '_build', lambda *a: (n.append(1), build(*a)))
+    monkeypatch.setattr(module, '_build', lambda *a: n.append(1) or build(*a))
     return n
 
 def test_what_it_holds(short, tmp_path):
@@ -40,22 +40,44 @@ def test_same_bytes_with_any_number_of_workers(short, tmp_path):
     a, b = (text_corpus(df, cache=tmp_path/str(n), n_workers=n) for n in (0, 2))
     assert {f.name: f.read_bytes() for f in a.path.iterdir()} == {f.name: f.read_bytes() for f in b.path.iterdir()}
 
+def later(monkeypatch): monkeypatch.setattr(module.time, 'time_ns', lambda now=module.time.time_ns: now() + 10**10)          # the files are old enough to trust their times
+
 def test_opened_not_made(folder, tmp_path, monkeypatch):
     df, n = get_texts(folder, read=False), built(monkeypatch)
-    monkeypatch.setattr(module.time, 'time_ns', lambda now=module.time.time_ns: now() + 10**10)          # the files are old enough to trust their times
+    later(monkeypatch)
     text_corpus(df, cache=tmp_path)
     monkeypatch.setattr(module, 'read_text', None)                                                       # neither files nor texts are read again
     text_corpus(df, cache=tmp_path)
     assert len(n) == 1
 
-@pytest.mark.parametrize('what', ['same size', 'new file', 'renamed order', 'rules', 'language', 'version'])
-def test_a_change_is_noticed(folder, tmp_path, monkeypatch, what):
+def test_only_files_at_rest_are_remembered(folder, tmp_path, monkeypatch):
+    "A file that was just written may change again within one tick of its clock"
+    df, reads, content = get_texts(folder, read=False), [], module._content
+    monkeypatch.setattr(module, '_content', lambda *a: reads.append(1) or content(*a))
+    for _ in range(3): path = text_corpus(df, cache=tmp_path).path
+    assert len(reads) == 2 and not list(tmp_path.glob('seen-*'))
+    later(monkeypatch)
+    for _ in range(3): text_corpus(df, cache=tmp_path)
+    seen, = tmp_path.glob('seen-*')
+    assert len(reads) == 3
+    seen.write_bytes(b'\xff{')                                                                            # a damaged note is no reason to trust or to stop
+    assert text_corpus(df, cache=tmp_path).path == path and text_corpus(df, cache=tmp_path).path == path and seen.read_text().isalnum()
+    assert clear_corpora(tmp_path) == 1 and not list(tmp_path.glob('seen-*'))
+
+@pytest.mark.parametrize('what', ['same size', 'other file', 'new file', 'file gone', 'renamed order', 'rules', 'language', 'version'])
+@pytest.mark.parametrize('rest', [False, True])
+def test_a_change_is_noticed(folder, tmp_path, monkeypatch, what, rest):
     n, tok, f = built(monkeypatch), None, folder/'train/bad/1.txt'
+    if rest: later(monkeypatch)
     a = text_corpus(get_texts(folder, read=False), cache=tmp_path)
     if what == 'same size':
         s = f.stat()
         f.write_text(f.read_text().replace('film', 'flim')); os.utime(f, ns=(s.st_atime_ns, s.st_mtime_ns))
+    if what == 'other file':
+        s, g = f.stat(), folder/'other'
+        g.write_text(f.read_text().replace('film', 'flim')); os.utime(g, ns=(s.st_atime_ns, s.st_mtime_ns)); os.replace(g, f)
     if what == 'new file': (folder/'train/bad/9.txt').write_text('One more.')
+    if what == 'file gone': f.unlink()
     if what == 'renamed order': f.rename(folder/'train/bad/0a.txt'); (folder/'train/bad/0.txt').rename(folder/'train/bad/2a.txt')
     if what == 'rules': tok = get_tokenizer(rules='corrected')
     if what == 'language': tok = get_tokenizer('de')
@@ -132,6 +154,16 @@ def test_cut_off_leaves_nothing(short, tmp_path, monkeypatch, where):
     fails(lambda: text_corpus(get_texts(short, split_col='part'), cache=tmp_path), tmp_path, 'No space left', 'cache=', kind=OSError)
     assert not list(tmp_path.iterdir())
 
+def test_disk_full_in_mid_write(tmp_path):
+    "No simulation: the system lets no file grow beyond 100 kB"
+    resource = pytest.importorskip('resource')
+    df, old = get_texts(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    try: fails(lambda: text_corpus(df, cache=tmp_path), tmp_path, 'too large', 'cache=', kind=OSError)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not list(tmp_path.iterdir())
+    assert len(text_corpus(df, cache=tmp_path)) == len(df)
+
 def test_killed(tmp_path):
     "A killed preparation leaves a folder that is never opened, and `clear_corpora` removes it"
     code = f'''
@@ -148,6 +180,13 @@ corpus.text_corpus(get_texts(), cache={str(tmp_path)!r})'''
 def test_cache_that_cannot_be_made(short, tmp_path):
     (tmp_path/'file').write_text('')
     fails(lambda: text_corpus(get_texts(short, split_col='part'), cache=tmp_path/'file'/'c'), tmp_path/'file', 'cache=', kind=OSError)
+
+def test_cache_that_cannot_be_written(short, tmp_path, monkeypatch):
+    (tmp_path/'c').mkdir(mode=0o500)
+    if os.access(tmp_path/'c', os.W_OK):                                            # root may write anywhere
+        def no(suffix, prefix, dir): raise PermissionError(13, 'Permission denied', str(dir))
+        monkeypatch.setattr(module.tempfile, 'mkdtemp', no)
+    fails(lambda: text_corpus(get_texts(short, split_col='part'), cache=tmp_path/'c'), tmp_path/'c', 'Permission denied', 'cache=', kind=OSError)
 
 def test_data_on_a_read_only_disk(folder, tmp_path):
     "Nothing is written beside the texts"
@@ -166,6 +205,10 @@ def test_a_file_that_goes_away_names_itself(folder, tmp_path):
     df = get_texts(folder, read=False)
     (folder/'train/bad/1.txt').unlink()
     fails(lambda: text_corpus(df, cache=tmp_path/'c'), folder/'train/bad/1.txt', kind=FileNotFoundError)
+
+def test_a_name_without_a_file(folder, tmp_path):
+    (folder/'train/bad/9.txt').symlink_to(tmp_path/'nowhere')
+    for read in (True, False): fails(lambda: text_corpus(get_texts(folder, read=read), cache=tmp_path/'c'), folder/'train/bad/9.txt', kind=FileNotFoundError)
 
 def test_missing_folder(tmp_path): fails(lambda: get_texts(tmp_path/'none', read=False), tmp_path/'none', kind=FileNotFoundError)
 

@@ -69,6 +69,25 @@ def test_long_text():
     once, = tokenize(['A long, long film. '])
     assert toks == once[:1] + once[1:]*60_000
 
+def test_50_mb():
+    "One text of 50 MB: no limit, no cut"
+    text = 'A long, long film. '*2_640_000
+    ids, lens, new, whole, _ = next(encode_texts([text, 'A film.']))
+    names, once = list(new), tokenize(['A long, long film. '])[0]
+    assert len(text) > 50_000_000 and not whole and lens[0] == 1 + (len(once) - 1)*2_640_000
+    assert [names[i] for i in ids[:len(once)]] == once and (ids[1:lens[0]].reshape(2_640_000, -1) == ids[1:len(once)]).all()
+
+@pytest.mark.parametrize('n_workers', [0, 2])
+def test_many_long_texts(n_workers, capsys):
+    "Blocks are cut by what the texts hold, and the bar ends with the last of them"
+    texts = ['word '*1500]*5200
+    assert sum(len(o[1]) for o in encode_texts(texts, get_tokenizer(tok=lambda ts: (t[:4].split() for t in ts), rules=[]), n_workers, progress=True)) == 5200
+    blocks = tokens._blocks(texts, None)
+    assert sum(blocks, []) == texts and max(sum(map(len, o)) for o in blocks) < 2**21 + 7500 and max(map(len, tokens._blocks(['']*5000, None))) <= 1024
+
+def test_lone_surrogate():
+    with pytest.raises(ValueError, match='lone surrogate.*mend it'): tokenize(['fine', 'not \ud800 fine'])
+
 def test_other_tokenizers(short):
     texts = short.text[:20].tolist()
     tok = get_tokenizer(tok=lambda ts: (t.split() for t in ts), rules=[str.lower])

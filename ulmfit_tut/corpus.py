@@ -8,6 +8,7 @@ __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_c
 # %% ../nbs/api/corpus.ipynb #20b883a7
 import contextlib, errno, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.text.all import *
@@ -37,8 +38,10 @@ class TextCorpus:
         if rows is None: rows = np.flatnonzero(self.df.part.ne('test') & ~self.df.is_valid)
         res = np.zeros(len(self.types), np.int64)
         for i in _runs(np.asarray(rows)):
-            for a in range(self.offsets[i[0]], self.offsets[i[-1]+1], 2**22):
-                res += np.bincount(self.ids[a:min(a + 2**22, self.offsets[i[-1]+1])], minlength=len(res))
+            at,end = self.offsets[[i[0], i[-1] + 1]].tolist()
+            for a in range(at, end, 2**22):                                                             # read and dropped; what is mapped stays in memory
+                ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, min(2**22, end - a), offset=a*self.ids.itemsize)
+                res += np.bincount(ids, minlength=len(res))
         return {self.types[i]: int(res[i]) for i in np.flatnonzero(res)}
 
     def vocab(self, pretrained=(), min_freq=3, max_vocab=60000) -> list: # as `text_vocab`
@@ -68,35 +71,31 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
     post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]     # what `compose` was given
     return dict(tok=ident(tok.tok), rules=[ident(o) for o in (*tok.rules, *post)], **versions)
 
-def _files(df): return [f'{df.attrs["path"]}/{f}' for f in df.file.tolist()]
+def _files(df): return map(f'{df.attrs["path"]}/'.__add__, df.file.tolist())
 
-def _stats(df):
-    if 'text' in df: return
-    return [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in map(os.stat, _files(df))]
+def _seen(df, encoding, cache):
+    "Where the digest of these files is remembered, and whether they rest: a file may change twice within one tick of its clock"
+    if 'text' in df: return None,False
+    what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, _files(df)))
+    stats = np.fromiter((o & 2**63 - 1 for o in itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)         # 100,000 tuples would set Python's garbage collector to work
+    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9
 
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
-def _seen(df, stats, encoding, cache):
-    "Where the digest of these files is remembered, for as long as they rest"
-    return stats and cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), np.array(stats).tobytes().hex())[:24]}.json'
-
-def _remember(seen, stats, content):
-    if not stats or time.time_ns() - max(s[2] for s in stats) < 2e9: return           # a file may change twice within one tick of its clock
-    with replacing(seen) as tmp: tmp.write_text(json.dumps(content))
-
-def _like(d, n, key):
-    "Might this folder hold these texts? One that cannot be read might"
-    try: meta = json.loads((d/'meta.json').read_text()); return meta['texts'] == n and {**meta['key'], 'content': ''} == {**key, 'content': ''}
-    except (OSError, ValueError, KeyError, TypeError): return True
-
 # %% ../nbs/api/corpus.ipynb #b853513b
-_format = 2
+_format = 3
+
+def _meta(d):
+    "What a corpus says of itself; nothing where it cannot be read, or is of another version"
+    try: meta = json.loads((d/'meta.json').read_text())
+    except (OSError, ValueError): return {}
+    return meta if isinstance(meta, dict) and meta.get('format') == _format else {}
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
 
 def _whole(d):
-    try: meta = json.loads((d/'meta.json').read_text()); return meta['format'] == _format and meta['digests'] == _digests(d)
-    except (OSError, ValueError, KeyError, TypeError): return False
+    try: return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
+    except OSError: return False
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
     names,counts,lens,whole,h = [],np.zeros(0, np.int64),[],0,hashlib.sha256()
@@ -110,15 +109,15 @@ def _build(d, key, df, tok, encoding, n_workers, progress):
             lens.append(n)
             whole += w
             h.update(digests)
-    order = sorted(range(len(names)), key=lambda i: (-counts[i], names[i]))
-    rank,dtype = np.empty(len(names), np.uint32),np.min_scalar_type(max(len(names) - 1, 0))
-    rank[order] = np.arange(len(names))
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    order = order[np.argsort(-counts[order], kind='stable')]
+    rank,dtype = np.argsort(order),np.min_scalar_type(max(len(names) - 1, 0))
     with open(d/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
         while block := raw.read(2**24): f.write(rank[np.frombuffer(block, np.int32)].astype(dtype).tobytes())
     (d/'raw').unlink()
-    np.save(d/'offsets.npy', np.cumsum([0, *itertools.chain.from_iterable(lens)], dtype=np.int64))
+    np.save(d/'offsets.npy', np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64))
     (d/'types.json').write_text(json.dumps([names[i] for i in order]))
-    meta = dict(format=_format, key=dict(content=h.hexdigest(), **key), texts=len(items), tokens=int(counts.sum()), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
+    meta = dict(format=_format, key=key, texts=len(items), tokens=int(counts.sum()), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
     (d/'meta.json').write_text(json.dumps(meta, indent=1))
     for f in d.iterdir():
         with open(f, 'rb+') as o: os.fsync(o.fileno())
@@ -135,35 +134,33 @@ def text_corpus(
     "Tokenize texts, or open what was tokenized before; `OSError` where `cache` cannot be written"
     if not isinstance(df, pd.DataFrame): raise TypeError(f'{df!r:.60} is no table: text_corpus(get_texts(...)) is the way')
     tok,cache = tok or get_tokenizer(),corpora_path(cache)
-    try: cache.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f'{cache} cannot be made ({e.strerror}): choose another folder by cache=...') from e
     if getattr(tok.tok if isinstance(tok, TokenizeWithRules) else tok, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
     if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
-        stats,key = _stats(df),tokenizer_key(tok)
-        seen = _seen(df, stats, encoding, cache)
-        def place(content): return cache/_sha(_format, json.dumps(dict(content=content, **key), sort_keys=True))[:24]
-        content = json.loads(seen.read_text()) if seen and seen.exists() else None
-        if not content and any(_like(o, len(df), key) for o in cache.iterdir() if o.is_dir() and not o.name.startswith('.')): content = _content(df, encoding)
-        if content and place(content).exists():
-            if _whole(place(content)): _remember(seen, stats, content); return TextCorpus(place(content), df, tok)
-            print(f'{place(content).name} is damaged or of an older version: prepared again')
-        tmp = Path(tempfile.mkdtemp(dir=cache, prefix='.new-'))
-        try:
-            content = _build(tmp, key, df, tok, encoding, n_workers, progress)
-            path = place(content)
-            if _stats(df) != stats: raise ValueError('Files have changed while they were read: once they are at rest, run it again')
-            tmp.chmod(0o755)
-            with contextlib.suppress(OSError):                                 # another process was first
-                if path.exists() and not _whole(path): path.rename(tmp/'old')
-                tmp.rename(path)
-            if not path.exists(): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
-        finally: shutil.rmtree(tmp, ignore_errors=True)
-        shutil.rmtree(path/'old', ignore_errors=True)
-        _remember(seen, stats, content)
+        cache.mkdir(parents=True, exist_ok=True)
+        key,(seen,rests) = tokenizer_key(tok),_seen(df, encoding, cache)
+        def place(content): return cache/_sha(_format, content, json.dumps(key, sort_keys=True))[:24]
+        known = content = seen.read_text(errors='replace') if rests and seen.exists() else None
+        if not content and any(o.get('texts') == len(df) and o.get('key') == key for o in map(_meta, cache.iterdir())): content = _content(df, encoding)
+        path = place(content)
+        if not _whole(path):
+            with tempfile.TemporaryDirectory(dir=cache, prefix='.new-', ignore_cleanup_errors=True) as tmp:
+                new = Path(tmp)/'new'
+                new.mkdir()
+                content = _build(new, key, df, tok, encoding, n_workers, progress)
+                if _seen(df, encoding, cache)[0] != seen: raise ValueError('Files have changed while they were read: once they are at rest, run it again')
+                path = place(content)
+                with contextlib.suppress(OSError):                                 # another process was first
+                    if path.exists() and not _whole(path):
+                        print(f'{path.name} is damaged or of an older version: prepared again')
+                        path.rename(Path(tmp)/'old')
+                    new.rename(path)
+            if not _whole(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
+        if rests and content != known:
+            with replacing(seen) as f: f.write_text(content)
     except OSError as e:
-        if e.filename and not Path(e.filename).is_relative_to(cache): raise                    # a text that cannot be read names itself
+        if e.filename and not (Path(e.filename).is_relative_to(cache) or cache.is_relative_to(e.filename)): raise         # a text that cannot be read names itself
         raise OSError(f'{cache} cannot be written ({e.strerror or e}): make room, or choose another folder by cache=...') from e
     return TextCorpus(path, df, tok)
 
@@ -172,10 +169,9 @@ def list_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> pd.DataFrame: # a row a corpus
     "The corpora on disk, with their size"
-    ds = sorted(o for o in corpora_path(cache).glob('*') if _whole(o))
-    metas = [json.loads((o/'meta.json').read_text()) for o in ds]
+    ds = [(o, _meta(o)) for o in sorted(corpora_path(cache).glob('*')) if _whole(o)]
     return pd.DataFrame([dict(corpus=o.name, texts=m['texts'], tokens=m['tokens'], types=m['types'], tok=m['key']['tok'][:12], rules=str(m['key']['rules'])[:12],
-                              MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o,m in zip(ds, metas)])
+                              MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o,m in ds])
 
 def clear_corpora(
     cache:Path=None # as in `text_corpus`
@@ -184,5 +180,5 @@ def clear_corpora(
     cache = corpora_path(cache)
     ds = [o for o in cache.glob('*') if (o/'meta.json').exists() or o.name.startswith('.new-')]
     for o in ds: shutil.rmtree(o, ignore_errors=True)
-    for o in cache.glob('seen-*.json'): o.unlink()
+    for o in cache.glob('seen-*'): o.unlink()
     return len(ds)

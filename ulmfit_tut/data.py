@@ -57,7 +57,7 @@ def texts_from_folder(
     read:bool=True # `False` leaves the texts on disk, for `text_corpus` to read
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, and `file` relative to `path`, which is in `attrs`
     "All texts below `path`, files sorted; `ValueError` or `FileNotFoundError` for a folder that cannot be used"
-    path,labels,unlabelled,rows = Path(path),listify(labels),listify(unlabelled),[]
+    path,labels,unlabelled,dfs = Path(path),listify(labels),listify(unlabelled),[pd.DataFrame(columns=['file', 'label', 'part'], dtype=str)]
     if not path.is_dir(): raise FileNotFoundError(f'No such folder: {path}' + (' (a file that is no .csv cannot be read)' if path.exists() else ''))
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if gone := [u for u in unlabelled if u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
@@ -69,8 +69,8 @@ def texts_from_folder(
     for d,c,part in [*((f'{p}/{c}', c, p) for p in found for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
         files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt')) if (path/d).is_dir() else []
         if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
-        rows += [(f'{d}/{o}', c, part) for o in files]
-    df = pd.DataFrame(rows, columns=['file', 'label', 'part'])
+        dfs.append(pd.DataFrame({'file': [f'{d}/{o}' for o in files], 'label': c, 'part': part}, dtype=str))
+    df = pd.concat(dfs, ignore_index=True)
     if read: df.insert(0, 'text', [read_text(path/f, encoding) for f in df.file])
     df.attrs['path'] = str(path)
     return _check(df, str(path))
@@ -85,7 +85,7 @@ def _check(df, name):
     counts = df[df.part.eq('train')].label.value_counts().sort_index()
     if len(counts) < 2: raise ValueError(f'{name} has one class in train, {list(counts.index)}: a classifier needs at least two')
     if counts.min() < 2: raise ValueError(f'{name} has one text of class {counts.idxmin()!r} in train: give it more, or leave the class out')
-    if odd := sorted(set(df.label[df.part.eq('test')]) - set(counts.index)): raise ValueError(f'{name} has classes in test that train does not have: {odd}')
+    if odd := sorted({*df.label[df.part.eq('test')].unique()} - {*counts.index}): raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df
 
 # %% ../nbs/02_data.ipynb #f64bb9e1
@@ -161,7 +161,7 @@ def get_texts(
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
     train = df[df.part.eq('train') & df.label.map(type).eq(str)]
-    if gone := sorted(set(train.label) - set(train.label[~train.is_valid])):
+    if gone := sorted({*train.label.unique()} - {*train.label[~train.is_valid].unique()}):
         raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 

@@ -39,19 +39,16 @@ class _Work:
     "Texts of one process as numbers; the name of a number goes with the first block that has it"
     def __init__(self, tok, encoding, root): store_attr(); self.names = None
     def __call__(self, items):
-        tok,texts = self.tok,[read_text(o if self.root is None else f'{self.root}/{o}', self.encoding) if self.root is not None or isinstance(o, Path) else o for o in items]
+        tok,texts = self.tok,[read_text(f, self.encoding) if (f := _file(o, self.root)) else o for o in items]
         whole = getattr(tok, 'n_whole', 0)
         if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
         else:
             type_id,toks = defaultdict(itertools.count().__next__),[list(o) for o in tok(texts)]
             ids,lens = np.array([type_id[t] for o in toks for t in o], np.int32),np.array([len(o) for o in toks], np.int64)
             names = list(type_id)
-        if names is not self.names: self.names,self.sent = names,np.zeros(0, bool)                # the numbers start again
-        self.sent = np.append(self.sent, np.zeros(len(names) - len(self.sent), bool))
-        used = np.zeros(len(names), bool)
-        used[ids] = True
-        new = np.flatnonzero(used & ~self.sent)
-        self.sent[new] = True
+        if names is not self.names: self.names,self.sent = names,set()                            # the numbers start again
+        new = [i for i in np.flatnonzero(np.bincount(ids)).tolist() if i not in self.sent]
+        self.sent.update(new)
         return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts)
 
 def _start(*how):
@@ -61,18 +58,18 @@ def _start(*how):
 
 def _run(items): return _work(items)
 
-def _blocks(items, n=1000, n_chars=2**22):
-    block,chars = [],0
-    for o in items:
-        if block and (len(block) == n or chars > n_chars): yield block; block,chars = [],0
-        block.append(o)
-        chars += len(o) if isinstance(o, str) else 0
-    if block: yield block
+def _file(o, root): return f'{root}/{o}' if root is not None else o if isinstance(o, Path) else None
+
+def _blocks(items, root):
+    "Some hundred texts each, fewer where they are long: what a process holds does not grow with its texts"
+    ends = np.cumsum([2048 + (os.path.getsize(f) if (f := _file(o, root)) else len(o)) for o in items])
+    cuts = 1 + np.flatnonzero(np.diff(ends//2**21))
+    return [items[a:b] for a,b in itertools.pairwise([0, *cuts.tolist(), len(items)])]
 
 def encode_texts(
     items:list, # strings, or `Path`s of files
     tok=None, # as `get_tokenizer` gives it; default fastai's rules and English
-    n_workers:int=None, # processes; default one for every 1,000 texts, at most the number of cores
+    n_workers:int=None, # processes; default the number of cores, fewer for some hundred texts
     progress:bool=None, # a bar over the blocks; default from 5,000 texts
     encoding:str='utf8', # of files
     root:Path=None # folder: `items` are names of files in it
@@ -82,18 +79,19 @@ def encode_texts(
         raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
     tok = tok or get_tokenizer()
     if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
-    if n_workers is None: n_workers = min(defaults.cpus, len(items)//1000)
-    bar = partial(progress_bar, total=-(-len(items)//1000), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
+    blocks = _blocks(items, root)
+    if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)
+    bar = partial(progress_bar, total=len(blocks), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
     def results():
         nonlocal tok
-        if n_workers < 2: yield from map(_Work(tok, encoding, root), _blocks(items)); return
+        if n_workers < 2: yield from map(_Work(tok, encoding, root), blocks); return
         how = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)                # fastai is long to import in a new process
         if isinstance(tok, ChunkTokenizer):
             tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                           # of our own: another thread may hold the lock of the one that is forked
             tok.encode([''])                                                                          # reads spaCy's tables, once for all
         with ProcessPoolExecutor(n_workers, how, _start, (tok, encoding, root)) as ex:
             todo = deque()
-            for b in _blocks(items):
+            for b in blocks:
                 todo.append(ex.submit(_run, b))
                 if len(todo) > 2*n_workers: yield todo.popleft().result()
             while todo: yield todo.popleft().result()
@@ -101,7 +99,7 @@ def encode_texts(
     for process,ids,lens,at,names,*rest in bar(results()):
         new = [t for t in names if t not in table]
         table.update(zip(new, itertools.count(len(table))))
-        here = known[process] = np.append(known[process], np.zeros(max(0, at.max(initial=-1) + 1 - len(known[process])), np.int32))
+        here = known[process] = np.append(known[process], np.zeros(max(0, max(at, default=-1) + 1 - len(known[process])), np.int32))
         here[at] = [table[t] for t in names]
         yield here[ids],lens,new,*rest
 
