@@ -9,7 +9,7 @@ settings of the embedded reviews are those of settings-movies.json, which `arms.
 tutorial's number of epochs at the same rates. For a seed all classifiers learn from the same texts. The second that reads forwards has another seed for its
 head, its dropout and the order of the texts, as the one that reads backwards has too.
 """
-import argparse, json, os, platform, tempfile, time, warnings
+import argparse, functools, json, os, platform, tempfile, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -18,7 +18,7 @@ from fastai.text.all import URLs, set_seed, untar_data
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.compare import paired_difference
 from ulmfit_tut.corpus import text_corpus
-from ulmfit_tut.data import get_texts, texts_from_folder
+from ulmfit_tut.data import get_texts, read_text, texts_from_folder
 from ulmfit_tut.encoder import save_encoder
 from ulmfit_tut.files import replacing
 from ulmfit_tut.lm import lm_learner, pretrained_lm
@@ -34,11 +34,14 @@ single = dict(fwd='forwards', bwd='backwards', fwd2='forwards, another seed')   
 means = dict(both=('fwd', 'bwd'), two=('fwd', 'fwd2'))
 names = dict(fwd='forwards', bwd='backwards', both='mean of both directions', two='mean of two forwards')
 
+@functools.cache
 def imdb(n_train=1000, n_test=2000):
     "Reviews of IMDb, half of each class, always the same ones"
-    df, rng = texts_from_folder(untar_data(URLs.IMDB)), np.random.default_rng(0)
+    path, rng = untar_data(URLs.IMDB), np.random.default_rng(0)
+    df = texts_from_folder(path, read=False)
     take = [rng.choice(np.flatnonzero((df.part == p) & (df.label == l)), n//2, replace=False) for p, n in (('train', n_train), ('test', n_test)) for l in ('neg', 'pos')]
-    return df.iloc[np.sort(np.concatenate(take))].drop(columns=['file', 'is_valid'])
+    df = df.iloc[np.sort(np.concatenate(take))].drop(columns='is_valid')
+    return df.assign(text=[read_text(path/f) for f in df.file])
 
 def texts(source, seed): return get_texts('mini' if source == 'mini' else imdb(), split_col=None if source == 'mini' else 'part', seed=seed)
 
@@ -55,8 +58,8 @@ def one(source, arm, seed):
     with learn.no_bar(), learn.no_logging(): fit_stages(learn, [o._replace(moms=(0.95, 0.85, 0.95)) for o in classifier_stages(c['lrs'], c['epochs'])], own)       # as `ulmfit`
     return predict(learn, df.text[df.part.eq('test')]).pos.to_numpy()
 
-def run(work, source, arms):
-    for seed in seeds[source]:
+def run(work, source, arms, some):
+    for seed in some or seeds[source]:
         for arm in arms:
             file = work/source/f'{arm}-{seed}.npz'
             if file.exists(): continue
@@ -96,6 +99,7 @@ if __name__ == '__main__':
     p.add_argument('what', choices=['run', 'collect'])
     p.add_argument('--source', default='mini', choices=list(seeds))
     p.add_argument('--arms', nargs='+', default=list(single), choices=list(single))
+    p.add_argument('--seeds', nargs='+', type=int, help='some of them, to share the runs between processes')
     p.add_argument('--work', type=Path, default=Path('~/.fastai/directions').expanduser())
     a = p.parse_args()
-    run(a.work, a.source, a.arms) if a.what == 'run' else collect(a.work)
+    run(a.work, a.source, a.arms, a.seeds) if a.what == 'run' else collect(a.work)
