@@ -1,11 +1,11 @@
-"""The two small language models that the package ships: text -> tokens -> AWD-LSTM -> fp16 safetensors.
+"""The small language models that the package ships: text -> tokens -> AWD-LSTM -> fp16 safetensors.
 
     python bench/pretrain.py prepare wiki   --text ~/.fastai/data/enwiki-2015/wiki.txt --n_tokens 16_000_000
     python bench/pretrain.py prepare movies --imdb ~/.fastai/data/imdb
     python bench/pretrain.py train   wiki   --n_tokens 12_000_000
     python bench/pretrain.py train   movies --init wiki --n_tokens 14_000_000 --lr 3e-3 --full_from 0.96
     python bench/pretrain.py train   wiki   --n_tokens 12_000_000 --backwards                               # and movies, likewise
-    python bench/pretrain.py card    wiki            # fp16 file, perplexities, trigram baseline, model card; then the same for movies
+    python bench/pretrain.py card    wiki            # fp16 file, perplexities, trigram baseline, model card; then for movies, and for movies --backwards
 
 Everything goes under `--work` (default `~/.fastai/pretrain`). `train` saves every `--every` steps and, called again, goes on from there.
 """
@@ -236,16 +236,19 @@ def seen(ids, offsets, bs, tokens):
         out.append(xs[:, :left//bs].reshape(-1).numpy())
     return np.concatenate(out)
 
-def card(name, work, out):
-    "Write `out/name.safetensors` (fp16) and `out/name.json`: what the model was made from and how well it predicts."
+def card(name, work, out, backwards=False):
+    "Write `out/name.safetensors` (fp16) and `out/name.json`: what the model was made from and how well it predicts. Backwards it is `name-bwd`."
     from ulmfit_tut.files import save_weights, load_weights
     d = work/name
-    s = torch.load(d/'state.pt', weights_only=True)
+    s = torch.load(d/f'state{"_bwd"*backwards}.pt', weights_only=True)
+    if s['step'] < s['run']['steps']: raise SystemExit(f'{s["step"]} of {s["run"]["steps"]} steps are done: let train come to its end')
     vocab, info = json.loads((d/'vocab.json').read_text(encoding='utf8')), json.loads((d/'info.json').read_text())
     tied = ('0.encoder_dp.emb.weight', '1.decoder.weight')
-    meta = dict(kind='lm', vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=False, tokenizer='spaCy en', rules='fastai')
+    meta = dict(kind='lm', vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=backwards, tokenizer='spaCy en', rules='fastai')
+    name = f'{name}{"-bwd"*backwards}'
     save_weights(out/f'{name}.safetensors', {k: v.half() for k, v in s['model'].items() if k not in tied}, **meta)
     valid, ids, offsets = np.load(d/'valid.npy'), np.load(d/'train.npy'), np.load(d/'train_offsets.npy')
+    if backwards: ids, valid = backwards_(ids, offsets), backwards_(valid, np.load(d/'valid_offsets.npy'))
     model = make_model(0.)
     model.load_state_dict(s['model']); fp32 = perplexity(model, valid)
     w, _ = load_weights(out/f'{name}.safetensors')
@@ -265,27 +268,30 @@ def write_readme(out):
     "The model card of all models in `out`, every figure from their `.json`"
     cards = [json.loads(f.read_text()) for f in sorted(out.glob('*.json'), reverse=True)]
     held = dict(wiki='{} Wikipedia articles', movies='{} unlabelled IMDb reviews')
-    rows = [('read', lambda c: f'{c["tokens_seen"]:,} tokens'), ('held out', lambda c: held[c['name']].format(f'{c["held_out_texts"]:,}') + f', {c["held_out_tokens"]:,} tokens'),
+    rows = [('read', lambda c: f'{c["tokens_seen"]:,} tokens'), ('held out', lambda c: held[c['name'].removesuffix('-bwd')].format(f'{c["held_out_texts"]:,}') + f', {c["held_out_tokens"]:,} tokens'),
             ('unknown words in them', lambda c: f'{c["unknown_held_out"]:.1%}'), ('perplexity on them', lambda c: f'{c["perplexity"]["model_fp16_file"]:.2f}'),
             ('the same before rounding to fp16', lambda c: f'{c["perplexity"]["model_fp32"]:.2f}'),
             ('Kneser-Ney trigrams, same tokens and words', lambda c: f'{c["perplexity"]["kneser_ney_trigram_same_tokens"]:.2f}'),
             ('trained for', lambda c: f'{c["seconds"]/60:.0f} minutes, seed {c["seed"]}'),
             ('on', lambda c: f'{c["machine"]["cores"]} CPU cores ({c["machine"]["cpu"]}), torch {c["versions"]["torch"]}')]
     table = '\n'.join(f'| {k} | ' + ' | '.join(f(c) for c in cards) + ' |' for k, f in rows)
-    text = f"""# Two small language models
+    names = [c['name'] for c in cards]
+    back = """- `movies-bwd` was made like `movies`, but reads every text from its end. Its `wiki`, which reads from the end too, is not in the package.
+""" if 'movies-bwd' in names else ''
+    text = f"""# {['No', 'One', 'Two', 'Three'][len(cards)]} small language models
 
-One network twice: an AWD-LSTM with an embedding of {CONFIG["emb_sz"]}, {CONFIG["n_hid"]} hidden units, {CONFIG["n_layers"]} layers and {VOCAB_SZ:,} words,
+The same network each time: an AWD-LSTM with an embedding of {CONFIG["emb_sz"]}, {CONFIG["n_hid"]} hidden units, {CONFIG["n_layers"]} layers and {VOCAB_SZ:,} words,
 stored as fp16 safetensors with vocabulary and sizes in the file's metadata. `bench/pretrain.py` made them and wrote this card.
 
 - `wiki` has read a slice of English Wikipedia of 2015, and nothing else.
 - `movies` is `wiki`, fine-tuned once on IMDb's training and unlabelled reviews with a vocabulary counted on them. It has never read a test review of
   IMDb. It has read IMDb's training texts, without their labels: say so where you use it on IMDb.
-
-| | {" | ".join(f"`{c['name']}`" for c in cards)} |
+{back}
+| | {" | ".join(f"`{o}`" for o in names)} |
 |---|{"---|"*len(cards)}
 {table}
 
-Perplexities of the two columns are on different texts with different vocabularies and cannot be compared with each other. `xxunk` counts as a word.
+Perplexities of `wiki` and `movies` are on different texts with different vocabularies and cannot be compared with each other. `xxunk` counts as a word.
 Training minutes are wall time on a machine that did other work too.
 
 The texts: Wikipedia, by its contributors, CC BY-SA; the Large Movie Review Dataset (Maas et al. 2011), for research, cited as its authors ask. None of
@@ -311,5 +317,5 @@ if __name__ == '__main__':
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     if a.what == 'prepare': prepare(a.name, a.work, a.text, a.imdb, a.n_tokens, a.n_valid or (2000 if a.imdb else 60))
-    if a.what == 'card': card(a.name, a.work, a.out)
+    if a.what == 'card': card(a.name, a.work, a.out, a.backwards)
     if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at, backwards=a.backwards)

@@ -2,6 +2,7 @@
 import importlib.util, json
 from pathlib import Path
 import numpy as np, pytest, torch
+from ulmfit_tut.files import load_weights
 
 root = Path(__file__).resolve().parent.parent
 
@@ -56,3 +57,31 @@ def test_goes_on_where_it_was_cut_off(pretrain, tmp_path):
     assert a['step'] == b['step'] == 75 and [o['valid_ppl'] for o in a['log']] == [o['valid_ppl'] for o in b['log']]
     assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
     with pytest.raises(SystemExit, match='other settings'): pretrain.train('cut', tmp_path, **{**kw, 'lr': 1.})
+
+def test_backwards(pretrain, tmp_path):
+    "Training backwards is training on texts that were turned round; the card says which way the model reads, and waits for the last step"
+    rng, offsets = np.random.default_rng(0), np.arange(0, 2001, 100)
+    ids = rng.integers(0, 12, 2000).astype(np.uint16)
+    turned = np.concatenate([o[::-1] for o in ids.reshape(-1, 100)])
+    assert (pretrain.backwards_(ids, offsets) == turned).all()
+    words = [str(i) for i in range(12)]
+    for d, x in (('movies', ids), ('turned', turned)):
+        (tmp_path/d).mkdir()
+        (tmp_path/d/'vocab.json').write_text(json.dumps(words))
+        (tmp_path/d/'info.json').write_text(json.dumps(dict(valid_texts=4, valid_tokens=400, unk_valid=0.)))
+        for part, n in (('train', 2000), ('valid', 400)): np.save(tmp_path/d/f'{part}.npy', x[:n]); np.save(tmp_path/d/f'{part}_offsets.npy', offsets[offsets <= n])
+    kw = dict(n_tokens=1200, bs=4, seq_len=10, n_neg=5, full_from=0.8, every=10)
+    pretrain.train('turned', tmp_path, **kw)
+    pretrain.train('movies', tmp_path, **kw, stop_at=20, backwards=True)
+    with pytest.raises(SystemExit, match='20 of 30 steps'): pretrain.card('movies', tmp_path, tmp_path, backwards=True)
+    pretrain.train('movies', tmp_path, **kw, backwards=True)
+    a, b = torch.load(tmp_path/'turned/state.pt', weights_only=True), torch.load(tmp_path/'movies/state_bwd.pt', weights_only=True)
+    assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
+    pretrain.card('movies', tmp_path, tmp_path, backwards=True)
+    w, meta = load_weights(tmp_path/'movies-bwd.safetensors')
+    assert meta['backwards'] is True and meta['vocab'] == words and torch.equal(w['0.encoder.weight'], b['model']['0.encoder.weight'].half().float())
+    about = json.loads((tmp_path/'movies-bwd.json').read_text())
+    assert about['name'] == 'movies-bwd' and about['perplexity']['model_fp32'] == pytest.approx(b['log'][-1]['valid_ppl'])
+    assert about['perplexity']['kneser_ney_trigram_same_tokens'] == pytest.approx(pretrain.KneserNey(pretrain.seen(turned, offsets, 4, 1200)).perplexity(turned[:400]))
+    card = (tmp_path/'README.md').read_text()
+    assert '| | `movies-bwd` |' in card and 'reads every text from its end' in card

@@ -44,7 +44,7 @@ def main():
 def predict_main():
     "The console command of `predict_csv`"
     p = _parser('ulmfit-predict', 'Labels and probabilities for the texts of a CSV file.')
-    p.add_argument('classifier', help='run folder of ulmfit, or its classifier.safetensors')
+    p.add_argument('classifier', help='run folder of ulmfit, its classifier.safetensors, or a file of several classifiers')
     for k,about in dict(source='.csv file with the texts', out='.csv file to write').items(): p.add_argument(k, help=about)
     p.add_argument('--text-col', nargs='+', help='columns with the texts; default those of training')
     p.add_argument('--encoding', default='utf8', help='of the source')

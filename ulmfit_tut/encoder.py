@@ -12,7 +12,7 @@ from importlib.metadata import version
 from fastai.text.all import *
 from .chunks import ChunkTokenizer
 from .files import load_weights, save_weights
-from .lm import read_vocab
+from .lm import _backwards, read_vocab
 from .restore import model_weights
 from .rules import rule_sets
 
@@ -51,9 +51,8 @@ def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rul
     "What decides the meaning of its weights"
     enc,dl,ds = encoder_of(learn),learn.dls.train,learn.dls.train_ds
     tok,rules = _rules(getattr(ds, 'tokenizer', None))
-    back = getattr(dl, 'backwards', tok and 'reverse_text' in [getattr(o, 'name', '') for o in ds.tls[0].tfms.fs])
     return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn), tokenizer=tok, rules=rules,
-                seq_len=getattr(dl, 'seq_len', None), backwards=back)
+                seq_len=getattr(dl, 'seq_len', None), backwards=_backwards(learn.dls))
 
 def _versions(): return {o: version(o) for o in ('fastai', 'torch', 'spacy')}
 
@@ -130,19 +129,30 @@ def encoder_vocab(file:Path) -> list: # the words in the order of their rows
 def _kind(learn):
     "What a whole model has beside its encoder"
     model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
-    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, seq_len=model[0].bptt, max_len=model[0].max_len,
-                                       **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
+    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, thresh=getattr(learn.loss_func, 'thresh', .5), seq_len=model[0].bptt,
+                                       max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
     if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
     return dict(kind='lm', classes=None, several=several)
 
+def _together(learn):
+    "A list of classifiers whose probabilities can be averaged, of one or of several"
+    learns = listify(learn)
+    if not learns or not all(hasattr(o.dls, 'vocab') and not isinstance(o.dls.vocab[0], str) for o in learns): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
+    if len({id(o.model) for o in learns}) < len(learns): raise ValueError('The same learner stands twice in the list: together the two say what one says alone')
+    a,*rest = [{k: _kind(o)[k] for k in ('classes', 'several', 'thresh')} for o in learns]
+    if odd := [o for o in rest if o != a]: raise ValueError(f'{a} / {odd[0]}: classifiers answer together only where these agree')
+    return learns
+
 def save_text_model(
-    learn:Learner, # fastai text learner
+    learn:Learner, # fastai text learner; or a list of classifiers that answer together
     file:Path # `.safetensors` file to write
 ) -> Path: # `file`
-    "A whole language model or classifier, with words, rules and the names of the classes"
-    meta = {**about(learn), **_kind(learn), 'versions': _versions(), 'text_col': text_columns(learn)}
-    if meta['classes']: meta['thresh'] = getattr(learn.loss_func, 'thresh', .5)
-    return save_weights(file, model_weights(get_model(learn.model)), **meta)
+    "A whole language model or classifier, or several classifiers, with words, rules and the names of the classes"
+    learns = _together(learn) if is_listy(learn) else [learn]
+    metas = [{**about(o), **_kind(o), 'text_col': text_columns(o)} for o in learns]
+    if len(learns) == 1: return save_weights(file, model_weights(get_model(learns[0].model)), versions=_versions(), **metas[0])
+    weights = {f'{i}.{k}': v for i,o in enumerate(learns) for k,v in model_weights(get_model(o.model)).items()}
+    return save_weights(file, weights, kind='classifiers, for load_classifier', models=metas, versions=_versions())
 
 def load_text_model(
     learn:Learner, # of the kind that was saved

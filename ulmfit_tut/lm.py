@@ -37,27 +37,33 @@ def _wt103(backwards):
 
 def pretrained_lm(
     name:str='wiki', # `wiki` or `movies` (embedded), `wt103` (fastai's, 400 / 1152 / 3), or `none`: the embedded network, untrained
-    backwards:bool=False # a model that reads from the end; `wt103` has one
+    backwards:bool=False # a model that reads from the end; `movies` and `wt103` have one
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
     if name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}')
     if name == 'wt103': return _wt103(backwards)
-    if backwards and name != 'none': raise ValueError(f'{name!r} reads forwards: use pretrained="wt103" or "none" to go backwards')
-    weights,meta = load_weights(_models/f'{"wiki" if name == "none" else name}.safetensors')
+    if backwards and name == 'wiki': raise ValueError(f'{name!r} reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
+    weights,meta = load_weights(_models/f'{"wiki" if name == "none" else name}{"-bwd"*(backwards and name != "none")}.safetensors')
     if name == 'none': return None, [], meta['config']
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 
 # %% ../nbs/03_language_model.ipynb #9d8dbaf5
+def _backwards(dls):
+    "Which way they read; `None` where they do not show it"
+    ds = dls.train_ds
+    return getattr(dls.train, 'backwards', getattr(ds, 'tokenizer', None) and 'reverse_text' in [getattr(o, 'name', '') for o in ds.tls[0].tfms.fs])
+
 def lm_learner(
     dls:DataLoaders, # language model `DataLoaders`, with the vocabulary that the learner is to have
     pretrained:str='wiki', # as in `pretrained_lm`
     drop_mult:float=0.3, # factor on all five dropouts: small data wants more, a small network less
-    backwards:bool=False,
+    backwards:bool=False, # which way `dls` reads, too
     **kwargs # passed on to `language_model_learner`
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards)
+    if _backwards(dls) not in (None, backwards): raise ValueError(f'The DataLoaders read {"forwards" if backwards else "backwards"}, and the model is to have backwards={backwards}: give both the same')
     learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **config}, pretrained=False, drop_mult=drop_mult,
                                    metrics=[accuracy, Perplexity()], **kwargs)
     if weights is None: return learn

@@ -11,7 +11,7 @@ from fastai.text.all import *
 from .batches import TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
 from .data import join_fields
-from .encoder import _kind, about, load_text_model, text_columns, words_of
+from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import encode_texts, get_tokenizer
 
@@ -43,22 +43,15 @@ def _ids(learn, texts):
         res += np.split(np.array(table, np.int64)[ids], lens.cumsum()[:-1])
     return [o[::-1] for o in res] if mine['backwards'] else res
 
-def predict(
-    learn:Learner, # fastai text classifier
-    texts, # a string, a list, a Series or a DataFrame
-    bs:int=64, # texts in a batch; the answer does not depend on it
-    text_col=None # column or columns of a DataFrame; default those of training
-) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
-    "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
-    if not hasattr(learn.dls, 'vocab') or isinstance(learn.dls.vocab[0], str): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
-    if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
-    if isinstance(texts, pd.DataFrame):
-        cols = listify(text_col) or text_columns(learn) or ['text']
-        if gone := [c for c in cols if list(texts.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(texts.columns)}: name it by text_col=')
-        texts = pd.Series(list(join_fields(texts, cols)), texts.index)
-    index,texts = texts.index if isinstance(texts, pd.Series) else None,[texts] if isinstance(texts, str) else list(texts)
+def _column(learn, df, text_col):
+    "The texts of a table, from the columns of training if no others are named"
+    cols = listify(text_col) or text_columns(learn) or ['text']
+    if gone := [c for c in cols if list(df.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(df.columns)}: name it by text_col=')
+    return list(join_fields(df, cols))
+
+def _probs(learn, texts, bs):
+    "A row a text, a column a class"
     classes,several = itemgetter('classes', 'several')(_kind(learn))
-    if bad := [i for i,o in enumerate(texts) if not isinstance(o, str)][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(texts[i]).__name__ for i in bad]}: leave them out, or write them as text')
     probs = np.zeros((len(texts), len(classes)), np.float32)
     act = torch.sigmoid if several else partial(F.softmax, dim=-1)
     for a in range(0, len(texts), 10_000):
@@ -67,20 +60,32 @@ def predict(
             for b in chunked(sorted(range(len(ids)), key=lambda i: -len(ids[i])), bs):
                 x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
                 probs[[a + i for i in b]] = act(model(x.to(device))[0].float()).cpu().numpy()
-    if several: label = [';'.join(c for c,p in zip(classes, r) if p > getattr(learn.loss_func, 'thresh', .5)) for r in probs]
+    return probs
+
+def predict(
+    learn:Learner, # fastai text classifier; or a list of them, whose probabilities are averaged
+    texts, # a string, a list, a Series or a DataFrame
+    bs:int=64, # texts in a batch; the answer does not depend on it
+    text_col=None # column or columns of a DataFrame; default those of training
+) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
+    "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
+    learns = _together(learn)
+    if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
+    index = texts.index if isinstance(texts, (pd.Series, pd.DataFrame)) else None
+    if isinstance(texts, pd.DataFrame): texts = [_column(o, texts, text_col) for o in learns]
+    else: texts = [[texts] if isinstance(texts, str) else list(texts)]*len(learns)
+    bad = {i: type(o).__name__ for t in texts for i,o in enumerate(t) if not isinstance(o, str)}
+    if bad: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
+    probs = np.mean([_probs(o, t, bs) for o,t in zip(learns, texts)], axis=0)
+    classes,several,thresh = itemgetter('classes', 'several', 'thresh')(_kind(learns[0]))
+    if several: label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=index)], axis=1)
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
-def load_classifier(
-    file:Path, # classifier that `save_text_model` or `ulmfit` wrote, or the run folder of `ulmfit`
-    tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
-    device=None # default fastai's
-) -> Learner: # stock text classifier that holds no texts
-    "A classifier ready for `predict`; `ValueError` for a file of another kind. Nothing in the file is run"
-    if Path(file).is_dir(): file = Path(file)/'classifier.safetensors'
-    meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))[1]
-    if meta['kind'] != 'classifier' or meta['arch'] != 'AWD_LSTM': raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta["kind"]}, {meta["arch"]}')
+def _classifier(weights, meta, file, tok, device):
+    kind,arch = meta.get('kind'),meta.get('arch')
+    if (kind, arch) != ('classifier', 'AWD_LSTM') or not {'vocab', 'config'} <= {*meta}: raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {kind}, {arch}')
     if tok is None:
         if not str(meta['tokenizer']).startswith('spaCy ') or not isinstance(meta['rules'], str): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
         tok = get_tokenizer(meta['tokenizer'][6:], meta['rules'])
@@ -92,12 +97,25 @@ def load_classifier(
     loss = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat()
     learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False,
                                     seq_len=meta['seq_len'], n_out=len(classes), max_len=meta.get('max_len', 1440), loss_func=loss)
-    load_text_model(learn, file)
+    _compare(file, meta, learn, _kind(learn))
+    _put(weights, get_model(learn.model), file)
     return learn
+
+def load_classifier(
+    file:Path, # classifier that `save_text_model` or `ulmfit` wrote, or the run folder of `ulmfit`
+    tok=None, # tokenizer; needed only where the file was not made with spaCy and a named rule set
+    device=None # default fastai's
+) -> Learner: # stock text classifier that holds no texts; a list of them where several were saved together
+    "A classifier ready for `predict`; `ValueError` for a file of another kind. Nothing in the file is run"
+    if Path(file).is_dir(): file = Path(file)/'classifier.safetensors'
+    weights,meta = load_weights(file, ('kind',))
+    if 'models' not in meta: return _classifier(weights, meta, file, tok, device)
+    parts = [{k[len(f'{i}.'):]: v for k,v in weights.items() if k.startswith(f'{i}.')} for i in range(len(meta['models']))]
+    return _together([_classifier(w, m, file, tok, device) for w,m in zip(parts, meta['models'])])
 
 # %% ../nbs/07_predict.ipynb #631a705f
 def predict_csv(
-    learn:Learner, # fastai text classifier
+    learn:Learner, # fastai text classifier, or a list of them
     source:Path, # `.csv` file with the texts
     out:Path, # `.csv` file to write: the columns of `predict`, a row a row
     text_col=None, encoding:str='utf8', bs:int=64, # columns with the texts (default those of training), and how the file is encoded

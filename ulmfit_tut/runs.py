@@ -22,6 +22,7 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
     whole,above = lambda o: isinstance(o, int) and o >= 0,lambda o: isinstance(o, (int, float)) and 0 < o < math.inf
     must(c['device'].split(':')[0] in have, 'device', f'use cpu, cuda or mps, of which this machine has {" and ".join(have)}')
     must(set(c['compare']) <= set(arms), 'compare', f'use any of {", ".join(arms)}')
+    must(not (c['backwards'] and c['pretrained'] == 'movies' and 'direct' in c['compare']), 'compare', 'leave out direct, which starts from wiki, and wiki reads forwards')
     for k,n,ok,what in [('lm_epochs', 2, whole, 'whole numbers'), ('epochs', 4, lambda o: whole(o) and o, 'whole numbers above 0'),
                         ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0')]:
         must(is_listy(c[k]) and len(c[k]) == n and all(map(ok, c[k])), k, f'use {n} {what}')
