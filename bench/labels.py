@@ -149,19 +149,21 @@ def predictions(source, arm, df, corpus, keep, test, seed, work, scale):
     if arm.startswith('tfidf'): return tfidf((df.assign(text=df.whole) if arm == 'tfidf-whole' else df).iloc[np.sort(np.concatenate([keep, test]))], seed)[0].to_numpy()
     enc = encoder(source, arm.removesuffix('-frozen'), corpus, seed, work)
     if not arm.endswith('-frozen'): return ask(classifier(source, corpus, *enc, keep, seed, scale), test)
-    rows, learn = dict(test=test), None
-    rows[seed] = subset(df, max(sizes[source]), seed)
+    top = max(sizes[source]) if len(keep) <= max(sizes[source]) else pool
+    drawn, learn = subset(df, top, seed), None
+    rows = {'test': test, seed if top < pool else f'{seed}-{top}': drawn}
     for k, r in rows.items():                                                                # the layers rest: a text is read once, the test for all seeds
         file = work/f'{source}-{arm}-{k}.npy'
         if not file.exists(): learn = learn or classifier(source, corpus, *enc, keep, seed); np.save(file, pooled(learn, r))
         rows[k] = np.load(file)
-    return regression(rows[seed][np.isin(subset(df, max(sizes[source]), seed), keep)], df.label[keep], rows['test'], seed)
+    x, of_test = rows.popitem()[1], rows['test']
+    return regression(x[np.isin(drawn, keep)], df.label[keep], of_test, seed)
 
-def run(source, work, only, some):
+def run(source, work, only, some, few):
     mean = {e: np.mean([o['accuracy'] for o in read(source, 'chosen') if o['epochs'] == e]) for e in rules[source]}
     rule = max(mean, key=mean.get)
     for arm in only or arms[source]:
-        for n, seed in [(n, s) for n in sizes[source] for s in some or seeds]:
+        for n, seed in [(n, s) for n in few or sizes[source] for s in some or seeds]:
             if any((o['arm'], o['labels'], o['seed']) == (arm, n, seed) for o in read(source, 'rows')): continue
             df, corpus = opened(source, seed, work)
             test, keep, t = np.flatnonzero(df.part.eq('test')), subset(df, n, seed), (time.time(), time.process_time())
@@ -175,7 +177,8 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=['choose', 'run']); p.add_argument('source', choices=list(files)); p.add_argument('--work', type=Path, default=Path('~/.fastai/labels').expanduser())
     p.add_argument('--arms', nargs='+', help='some of the arms'); p.add_argument('--seeds', nargs='+', type=int, help='some of the seeds')
+    p.add_argument('--labels', nargs='+', type=int, help=f'some of the sizes; on IMDb {pool} too')
     a = p.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     if a.what == 'choose': choose(a.source, a.work)
-    else: run(a.source, a.work, a.arms, a.seeds)
+    else: run(a.source, a.work, a.arms, a.seeds, a.labels)
