@@ -71,7 +71,8 @@ def opened(source, seed, work):
     return df, text_corpus(df, progress=False)
 
 def fit(learn, stages, seed):
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValid()): fit_stages(learn, [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages], seed)    # as `ulmfit`
+    stages = [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages]                           # as `ulmfit`
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValid()): fit_stages(learn, stages, seed)
 
 def encoder(source, arm, corpus, seed, work):
     "Vocabulary, sizes, and file of the encoder: made once a seed, for all sizes"
@@ -164,14 +165,16 @@ def run(source, work, only, some, few):
             df, corpus = opened(source, seed, work)
             test, keep, t = np.flatnonzero(df.part.eq('test')), subset(df, n, seed), (time.time(), time.process_time())
             right = predictions(source, arm, df, corpus, keep, test, seed, work, scale[rule](n)) == df.label[test].to_numpy()
-            row = dict(arm=arm, labels=n, seed=seed, accuracy=float(right.mean()), n=len(test), seconds=round(time.time() - t[0], 1), cpu_seconds=round(time.process_time() - t[1], 1),
+            row = dict(arm=arm, labels=n, seed=seed, accuracy=float(right.mean()), n=len(test),
+                       seconds=round(time.time() - t[0], 1), cpu_seconds=round(time.process_time() - t[1], 1),
                        right=np.packbits(right).tobytes().hex())                                 # a bit a test text, in the order of the corpus
             print({k: v for k,v in row.items() if k != 'right'}, flush=True)
             write(source, row, epochs=rule)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=['choose', 'run']); p.add_argument('source', choices=list(files), nargs='?', default='mini'); p.add_argument('--work', type=Path, default=Path('~/.fastai/labels').expanduser())
+    p.add_argument('what', choices=['choose', 'run']); p.add_argument('source', choices=list(files), nargs='?', default='mini')
+    p.add_argument('--work', type=Path, default=Path('~/.fastai/labels').expanduser())
     p.add_argument('--arms', nargs='+', help='some of the arms'); p.add_argument('--seeds', nargs='+', type=int, help='some of the seeds')
     p.add_argument('--labels', nargs='+', type=int, help=f'some of the sizes; on IMDb {pool} too')
     a = p.parse_args()
