@@ -36,12 +36,13 @@ def majority(
 
 def tfidf(
     df:pd.DataFrame, # as in `majority`
-    seed:int=42 # of the folds
+    seed:int=42, # of the folds
+    grid:dict=None # parameters to choose from; default words or words and pairs, and `C` from 0.3 to 100
 ) -> tuple: # predicted label of each test text, parameters chosen
-    "TF-IDF and logistic regression, tuned by cross-validation on train: words or words and pairs, and `C` from 0.3 to 100"
+    "TF-IDF and logistic regression, tuned by cross-validation on train"
     from sklearn import feature_extraction, linear_model, model_selection, pipeline
     train,test = (df[df.part.eq(o)] for o in ('train', 'test'))
-    grid = dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
+    grid = grid or dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
     pipe = pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(sublinear_tf=True), linear_model.LogisticRegression(max_iter=1000))
     folds = min(5, train.label.value_counts().min())
     if folds < 2: raise ValueError('TF-IDF is tuned by cross-validation, which needs two training texts of each class')
