@@ -1,7 +1,7 @@
 """Is it the direction, or is it averaging? Forwards, backwards, the mean of both, and the mean of two that read forwards.
 
     python bench/directions.py run                   # embedded reviews: 360 labels, 400 test reviews, 5 seeds
-    python bench/directions.py run --source imdb     # IMDb: 1,000 labels, 2,000 test reviews, 3 seeds
+    python bench/directions.py run --source imdb     # IMDb: 900 labels, 2,000 test reviews, 3 seeds
     python bench/directions.py collect               # bench/results/directions.json, which the pages read
 
 `run` goes on where it stopped. Each classifier starts from `movies` or from `movies-bwd` as they ship and is tested once a seed. Nothing is chosen here: the
