@@ -6,8 +6,7 @@
 __all__ = ['Columns', 'ColumnLoader', 'add_columns', 'ColumnsHead', 'join_columns']
 
 # %% ../nbs/14_text_with_columns.ipynb #3c9fffe2
-from fastai.tabular.core import Categorify, FillMissing, TabularPandas
-from fastai.tabular.model import get_emb_sz
+from fastai.tabular.all import Categorify, FillMissing, TabularPandas, get_emb_sz
 from fastai.text.all import *
 from .batches import TextLoader, _rows
 

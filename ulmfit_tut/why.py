@@ -9,9 +9,8 @@ __all__ = ['why', 'Marked']
 from html import escape
 from fastai.text.all import *
 from .batches import pad_windows
-from .data import join_fields
-from .encoder import _kind, about, text_columns, words_of
-from .predict import _ids, _reading, decode_tokens, predict
+from .encoder import _kind, about, words_of
+from .predict import _ids, _reading, _texts, decode_tokens, predict
 
 # %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
@@ -35,10 +34,9 @@ def why(
     probs = predict(learn, texts, bs, text_col).iloc[:, 1:].to_numpy()                           # what is no text and no classifier fails here
     classes,several = itemgetter('classes', 'several')(_kind(learn))
     if label is not None and str(label) not in classes: raise ValueError(f'label={label!r} is none of the classes {classes}')
-    if isinstance(texts, pd.DataFrame): texts = join_fields(texts, listify(text_col) or text_columns(learn) or ['text'])
     vocab,turn,res = words_of(learn),-1 if about(learn)['backwards'] else 1,[]
     with _reading(learn) as (model,device):
-        all_ids = [o[::turn] for o in _ids(learn, [texts] if isinstance(texts, str) else list(texts))]
+        all_ids = [o[::turn] for o in _ids(learn, _texts(learn, [texts] if isinstance(texts, str) else texts, text_col))]
         words = [_words([vocab[i] for i in o]) for o in all_ids]
         if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason: leave them out')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
@@ -60,15 +58,13 @@ class Marked:
         least:float=.3 # a word is marked from this share of its text's strongest score on
     ): store_attr()
 
-    def _draw(self, mark, plain, form):
+    def _draw(self, pro, con, plain, form):
         for _,t in self.table.groupby('text'):
             top = t.score.abs().max() or 1
-            yield form.format(plain(t.label.iloc[0]), ' '.join(mark(plain(w), s, abs(s)/top) if abs(s) >= self.least*top else plain(w) for w,s in zip(t.word, t.score)))
+            yield form.format(plain(t.label.iloc[0]), ' '.join((pro if s > 0 else con).format(plain(w), s, .1 + .4*abs(s)/top) if abs(s) >= self.least*top else plain(w) for w,s in zip(t.word, t.score)))
 
-    def __repr__(self): return '\n\n'.join(self._draw(lambda w, s, a: f'{w}[{s:+.2g}]', str, '{}: {}'))
+    def __repr__(self): return '\n\n'.join(self._draw(*['{}[{:+.2g}]']*2, str, '{}: {}'))
 
     def _repr_html_(self):
-        def mark(w, s, a):
-            tag,rgb,line = ('b', '40,130,220', 'solid') if s > 0 else ('i', '225,110,20', 'dotted')
-            return f'<{tag} title="{s:+.2f}" style="background:rgba({rgb},{.1 + .4*a:.2f});text-decoration:underline {line}">{w}</{tag}>'
-        return ''.join(self._draw(mark, escape, '<p dir="auto"><strong>{}</strong>: {}</p>'))
+        mark = '<{0} title="{{1:+.2f}}" style="background:rgba({1},{{2:.2f}});text-decoration:underline {2}">{{0}}</{0}>'.format
+        return ''.join(self._draw(mark('b', '40,130,220', 'solid'), mark('i', '225,110,20', 'dotted'), escape, '<p dir="auto"><strong>{}</strong>: {}</p>'))
