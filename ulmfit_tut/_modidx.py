@@ -189,7 +189,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_tut.lm.read_vocab': ('language_model.html#read_vocab', 'ulmfit_tut/lm.py')},
             'ulmfit_tut.predict': { 'ulmfit_tut.predict._classifier': ('predict.html#_classifier', 'ulmfit_tut/predict.py'),
                                     'ulmfit_tut.predict._ids': ('predict.html#_ids', 'ulmfit_tut/predict.py'),
-                                    'ulmfit_tut.predict._probs': ('predict.html#_probs', 'ulmfit_tut/predict.py'),
                                     'ulmfit_tut.predict._reading': ('predict.html#_reading', 'ulmfit_tut/predict.py'),
                                     'ulmfit_tut.predict._texts': ('predict.html#_texts', 'ulmfit_tut/predict.py'),
                                     'ulmfit_tut.predict.decode_tokens': ('predict.html#decode_tokens', 'ulmfit_tut/predict.py'),

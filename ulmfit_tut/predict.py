@@ -49,19 +49,6 @@ def _texts(learn, texts, text_col):
         raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
     return list(texts)
 
-def _probs(learn, texts, bs):
-    "A row a text, a column a class"
-    classes,several = itemgetter('classes', 'several')(_kind(learn))
-    probs = np.zeros((len(texts), len(classes)), np.float32)
-    act = torch.sigmoid if several else partial(F.softmax, dim=-1)
-    for a in range(0, len(texts), 10_000):
-        with _reading(learn) as (model,device):
-            ids = _ids(learn, texts[a:a+10_000])
-            for b in chunked(sorted(range(len(ids)), key=lambda i: -len(ids[i])), bs):
-                x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
-                probs[[a + i for i in b]] = act(model(x.to(device))[0].float()).cpu().numpy()
-    return probs
-
 def predict(
     learn:Learner, # fastai text classifier; or a list of them, whose probabilities are averaged
     texts, # a string, a list, a Series or a DataFrame
@@ -72,8 +59,15 @@ def predict(
     learns = _together(learn)
     if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
     if not isinstance(texts, (pd.Series, pd.DataFrame)): texts = pd.Series([texts] if isinstance(texts, str) else [*texts], dtype=object)
-    probs = np.mean([_probs(o, t, bs) for o,t in zip(learns, [_texts(o, texts, text_col) for o in learns])], axis=0)         # all are checked before one is read
     classes,several,thresh = itemgetter('classes', 'several', 'thresh')(_kind(learns[0]))
+    act,probs = torch.sigmoid if several else partial(F.softmax, dim=-1),np.zeros((len(texts), len(classes)), np.float32)
+    for o,t in zip(learns, [_texts(o, texts, text_col) for o in learns]):                            # all are checked before one is read
+        for rows in chunked(range(len(t)), 10_000):
+            with _reading(o) as (model,device):
+                ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
+                for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
+                    x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
+                    probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
     if several: label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=texts.index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=texts.index)], axis=1)
@@ -90,7 +84,7 @@ def _classifier(weights, meta, file, tok, device):
     row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
     dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=meta['seq_len'], backwards=meta['backwards'], device=device)
     learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config=meta['config'], pretrained=False, seq_len=meta['seq_len'], max_len=meta.get('max_len', 1440))
-    if meta['several']: learn.loss_func.thresh = meta.get('thresh', .5)
+    if meta['several']: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
     _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)
     return learn
@@ -122,7 +116,7 @@ def predict_csv(
             for i,df in enumerate(pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding, index_col=False, skip_blank_lines=False)):
                 predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
         except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-            raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
+            raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from e
     return Path(out)
 
 # %% ../nbs/07_predict.ipynb #80657059
