@@ -7,8 +7,7 @@ __all__ = ['encoder_of', 'words_of', 'text_columns', 'about', 'save_encoder', 'l
            'load_text_model']
 
 # %% ../nbs/04_encoder.ipynb #d659af69
-import hashlib
-from importlib.metadata import version
+import hashlib, importlib.metadata
 from fastai.text.all import *
 from .chunks import ChunkTokenizer
 from .files import load_weights, save_weights
@@ -54,7 +53,7 @@ def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rul
     return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn), tokenizer=tok, rules=rules,
                 seq_len=getattr(dl, 'seq_len', None), backwards=_backwards(learn.dls))
 
-def _versions(): return {o: version(o) for o in ('fastai', 'torch', 'spacy')}
+def _versions(): return {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}
 
 def save_encoder(
     learn:Learner, # fastai text learner, language model or classifier
