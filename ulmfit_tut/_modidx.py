@@ -255,10 +255,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ulmfit_tut.unfreeze.paper_stages': ('unfreezing.html#paper_stages', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze.stage_lrs': ('unfreezing.html#stage_lrs', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze.stage_table': ('unfreezing.html#stage_table', 'ulmfit_tut/unfreeze.py')},
-            'ulmfit_tut.why': { 'ulmfit_tut.why.Marked': ('why.html#marked', 'ulmfit_tut/why.py'),
-                                'ulmfit_tut.why.Marked.__init__': ('why.html#marked.__init__', 'ulmfit_tut/why.py'),
-                                'ulmfit_tut.why.Marked.__repr__': ('why.html#marked.__repr__', 'ulmfit_tut/why.py'),
-                                'ulmfit_tut.why.Marked._draw': ('why.html#marked._draw', 'ulmfit_tut/why.py'),
-                                'ulmfit_tut.why.Marked._repr_html_': ('why.html#marked._repr_html_', 'ulmfit_tut/why.py'),
-                                'ulmfit_tut.why._words': ('why.html#_words', 'ulmfit_tut/why.py'),
+            'ulmfit_tut.why': { 'ulmfit_tut.why._words': ('why.html#_words', 'ulmfit_tut/why.py'),
                                 'ulmfit_tut.why.why': ('why.html#why', 'ulmfit_tut/why.py')}}}
