@@ -74,8 +74,8 @@ def predict(
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
 def _classifier(weights, meta, file, tok, device):
-    kind,arch = meta.get('kind'),meta.get('arch')
-    if (kind, arch) != ('classifier', 'AWD_LSTM') or not {'vocab', 'config'} <= {*meta}: raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {kind}, {arch}')
+    if [meta.get(k) for k in ('kind', 'arch')] != ['classifier', 'AWD_LSTM'] or not {'vocab', 'config'} <= {*meta}:
+        raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta.get("kind")}, {meta.get("arch")}')
     if tok is None and not (str(meta['tokenizer']).startswith('spaCy ') and isinstance(meta['rules'], str)): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
     tok = tok or get_tokenizer(meta['tokenizer'][6:], meta['rules'])
     text_col,classes = meta.get('text_col') or ['text'],meta['classes']

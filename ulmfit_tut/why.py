@@ -15,8 +15,7 @@ from .predict import _ids, _reading, _texts, decode_tokens, predict
 def _words(toks):
     "Positions of the tokens of each word: its marks go with it, and the sign of the start is none"
     res = [[]]
-    for i,t in enumerate(toks):
-        if t in (BOS, EOS, PAD): continue
+    for i in [i for i,t in enumerate(toks) if t not in (BOS, EOS, PAD)]:
         res[-1].append(i)
         if decode_tokens([toks[j] for j in res[-1]]): res.append([])
     return [o for o in res if o]
@@ -41,9 +40,8 @@ def why(
         for n,(ids,at) in enumerate(zip(all_ids, words)):
             c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
             for b in chunked([[], *at], bs):
-                x = np.tile(ids, (len(b), 1))
-                for row,o in zip(x, b): row[o] = 0                                                # the number of `xxunk`
-                z = model(pad_windows(x[:, ::turn], model[0].bptt, model[0].pad_idx).to(device))[0].float()
+                x = [np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in b]            # 0 is the number of `xxunk`
+                z = model(pad_windows(x, model[0].bptt, model[0].pad_idx).to(device))[0].float()
                 odds.append(z[:, c] if several else z[:, c] - z[:, np.delete(range(len(classes)), c)].logsumexp(1))
             odds,toks = torch.cat(odds).cpu(),[[vocab[ids[i]] for i in o] for o in at]
             res.append(pd.DataFrame(dict(text=n, label=classes[c], word=[' '.join(decode_tokens(o) or o) for o in toks], score=(odds[0] - odds[1:]).numpy())))
