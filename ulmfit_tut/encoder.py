@@ -74,7 +74,7 @@ def _read(file, vocab):
         except FileNotFoundError: raise FileNotFoundError(f'No such file: {file}') from None
         except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}), and is not read: learn.save(..., with_opt=False) leaves the optimizer out') from None
         weights = weights.get('model', weights) if isinstance(weights, dict) else {}
-        if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in weights.items()): raise ValueError(f'{file} holds something else than weights by name')
+        if not isinstance(weights, dict) or not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in weights.items()): raise ValueError(f'{file} holds something else than weights by name')
         vocab = read_vocab(vocab) if isinstance(vocab, (str, Path)) else list(vocab)
         weights,meta = clean_raw_keys(weights),dict(arch='AWD_LSTM', vocab=vocab, tokenizer=None, rules=None, backwards=None)
     start = next((o for o in ('', '0.', '0.module.') if f'{o}encoder.weight' in weights), None)             # an encoder, a language model, a classifier
