@@ -170,7 +170,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_tut.encoder._versions': ('encoder.html#_versions', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.about': ('encoder.html#about', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.encoder_of': ('encoder.html#encoder_of', 'ulmfit_tut/encoder.py'),
-                                    'ulmfit_tut.encoder.encoder_vocab': ('encoder.html#encoder_vocab', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.load_encoder': ('encoder.html#load_encoder', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.load_text_model': ('encoder.html#load_text_model', 'ulmfit_tut/encoder.py'),
                                     'ulmfit_tut.encoder.save_encoder': ('encoder.html#save_encoder', 'ulmfit_tut/encoder.py'),
