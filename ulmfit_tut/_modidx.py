@@ -101,8 +101,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'ulmfit_tut/columns.py'),
                                     'ulmfit_tut.columns.ColumnLoader.do_batch': ( 'text_with_columns.html#columnloader.do_batch',
                                                                                   'ulmfit_tut/columns.py'),
-                                    'ulmfit_tut.columns.ColumnLoader.new': ( 'text_with_columns.html#columnloader.new',
-                                                                             'ulmfit_tut/columns.py'),
                                     'ulmfit_tut.columns.Columns': ('text_with_columns.html#columns', 'ulmfit_tut/columns.py'),
                                     'ulmfit_tut.columns.Columns.__call__': ( 'text_with_columns.html#columns.__call__',
                                                                              'ulmfit_tut/columns.py'),

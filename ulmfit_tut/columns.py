@@ -55,12 +55,10 @@ class ColumnLoader(TextLoader):
     n_inp,_shown = 3,('text', 'categories', 'numbers')
     def __init__(self, dataset, *args, columns=None, **kwargs):
         super().__init__(dataset, *args, **kwargs)
-        self.columns,items = columns,dataset.items
+        self.columns,self._own,items = columns,(*self._own, 'columns'),dataset.items               # `new` hands on what is its own
         if _rows(items): items = dataset.corpus_text.there().df.iloc[[*items]]
         elif not isinstance(items, pd.DataFrame): items = pd.DataFrame([*items], columns=None if len(items) else columns.cats + columns.conts)
         self.cols = columns(items)
-
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'columns': self.columns, **kwargs})
 
     def do_batch(self, b):
         x,*y = super().do_batch(b)

@@ -7,9 +7,8 @@ __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_w
 
 # %% ../nbs/07_predict.ipynb #8b648d48
 from fastai.text.all import *
-from .batches import TextLoader, _Known, known_words, pad_windows, text_tfms
+from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
-from .data import join_fields
 from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import get_tokenizer, tokenize
@@ -41,10 +40,7 @@ def _ids(learn, texts):
 
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
-    if isinstance(texts, pd.DataFrame):
-        cols = listify(text_col) or text_columns(learn) or ['text']
-        if gone := [c for c in cols if list(texts.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(texts.columns)}: name it by text_col=')
-        texts = join_fields(texts, cols)
+    if isinstance(texts, pd.DataFrame): texts = CorpusText(None, listify(text_col) or text_columns(learn) or ['text']).texts(texts)
     if bad := {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, str)}:
         raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
     return list(texts)
