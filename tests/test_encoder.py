@@ -214,7 +214,7 @@ def test_stock_classifier_in_a_file(short, tmp_path):
 
 def test_other_pth_files(corpus, vocab, tmp_path):
     clas = clas_of(corpus, vocab)
-    for o in ([1], torch.ones(2), {'a': 1}, {1: torch.ones(2)}, {}):
+    for o in ([1], torch.ones(2), {'a': 1}, {1: torch.ones(2)}, {}, {'model': 3}):
         torch.save(o, tmp_path/'o.pth')
         refused(lambda l, f: load_encoder(l, f, vocab=vocab), clas, tmp_path/'o.pth', 'something else than weights')
 

@@ -1,14 +1,15 @@
 "A score a word is what the network itself loses without the word, for every kind of classifier, and the learner is left as it was."
-import html, re
+import html, json, re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM, Categorize, ColReader, Datasets, Numericalize, SortedDL, TextDataLoaders, awd_lstm_clas_config, text_classifier_learner
+from fastai.text.all import AWD_LSTM, Categorize, ColReader, Datasets, Numericalize, SortedDL, TextDataLoaders, awd_lstm_clas_config, store_attr, text_classifier_learner
 from hypothesis import given, strategies as st
 from test_predict import classifier, lm, quiet, small, strong
 from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import words_of
 from ulmfit_tut.predict import _ids, predict
-from ulmfit_tut.why import Marked, _words, why
+from ulmfit_tut.why import _words, why
 
 @pytest.fixture(scope='module')
 def df(short): return get_texts(short, split_col='part')
@@ -82,8 +83,16 @@ def test_made_from_numbers(df):
     learn = text_classifier_learner(ds.dataloaders(bs=2, device='cpu'), AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False)
     with pytest.raises(ValueError, match='made from numbers'): why(learn, 'a')
 
+@pytest.fixture(scope='module')
+def Marked():
+    "The class of the chapter's page, which is no part of the package"
+    cells = json.loads((Path(__file__).resolve().parent.parent/'nbs/15_why.ipynb').read_text(encoding='utf8'))['cells']
+    names = dict(pd=pd, store_attr=store_attr, escape=html.escape)
+    exec(next(s for o in cells if (s := ''.join(o['source'])).startswith('class Marked')), names)
+    return names['Marked']
+
 @given(st.lists(st.tuples(st.text(min_size=1), st.floats(-5, 5)), min_size=1, max_size=8), st.text())
-def test_marks_are_escaped(rows, label):
+def test_marks_are_escaped(Marked, rows, label):
     "Without its tags, the HTML is the text; no tag but ours, and none left open"
     words, scores = zip(*rows)
     got = Marked(pd.DataFrame(dict(text=0, label=label, word=words, score=scores)))._repr_html_()

@@ -35,7 +35,7 @@ class _LookUp(Transform):
 class CorpusText(_LookUp):
     "The tokens of a row of a corpus; the text of a row of a table"
     def texts(self, df):
-        if gone := [c for c in self.cols if c not in df.columns]: raise ValueError(f'The table has no column {gone}; its columns are {list(df.columns)}')
+        if gone := [c for c in self.cols if list(df.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(df.columns)}: rename one, or give predict its name by text_col=')
         return list(join_fields(df, self.cols))
     def encodes(self, o:pd.Series): return self.texts(o.to_frame().T)[0]
 

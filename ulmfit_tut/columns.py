@@ -6,8 +6,7 @@
 __all__ = ['Columns', 'ColumnLoader', 'add_columns', 'ColumnsHead', 'join_columns']
 
 # %% ../nbs/14_text_with_columns.ipynb #3c9fffe2
-from fastai.tabular.core import Categorify, FillMissing, TabularPandas
-from fastai.tabular.model import get_emb_sz
+from fastai.tabular.all import Categorify, FillMissing, TabularPandas, get_emb_sz
 from fastai.text.all import *
 from .batches import TextLoader, _rows
 
@@ -56,12 +55,10 @@ class ColumnLoader(TextLoader):
     n_inp,_shown = 3,('text', 'categories', 'numbers')
     def __init__(self, dataset, *args, columns=None, **kwargs):
         super().__init__(dataset, *args, **kwargs)
-        self.columns,items = columns,dataset.tls[0].items
-        if _rows(items): items = dataset.tls[0].corpus_text.there().df.iloc[[*items]]
+        self.columns,self._own,items = columns,(*self._own, 'columns'),dataset.items               # `new` hands on what is its own
+        if _rows(items): items = dataset.corpus_text.there().df.iloc[[*items]]
         elif not isinstance(items, pd.DataFrame): items = pd.DataFrame([*items], columns=None if len(items) else columns.cats + columns.conts)
         self.cols = columns(items)
-
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'columns': self.columns, **kwargs})
 
     def do_batch(self, b):
         x,*y = super().do_batch(b)
@@ -80,9 +77,8 @@ def add_columns(
 ) -> DataLoaders: # with batches of texts, categories, numbers, labels
     "Columns beside the texts, fitted on the rows that `dls` trains on; `ValueError` if what is to be predicted is among them"
     if not isinstance(dls.train, TextLoader): raise ValueError(f'{type(dls.train).__name__} knows no table: build the DataLoaders with text_dls')
-    text,label = (o for tl,k in zip(dls.train_ds.tls, ('corpus_text', 'corpus_label')) for o in [getattr(tl, k)])
-    if bad := [c for c in (*listify(cat_names), *listify(cont_names)) if c in ('label', *label.cols)]: raise ValueError(f'{bad}: this is what is to be predicted')
-    columns = Columns(text.there().df.iloc[[*dls.train_ds.tls[0].items]], cat_names, cont_names)
+    if bad := [c for c in (*listify(cat_names), *listify(cont_names)) if c in ('label', *dls.train_ds.corpus_label.cols)]: raise ValueError(f'{bad}: this is what is to be predicted')
+    columns = Columns(dls.train_ds.corpus_text.there().df.iloc[[*dls.train_ds.items]], cat_names, cont_names)
     return DataLoaders(*(dl.new(cls=ColumnLoader, columns=columns) for dl in dls.loaders), path=dls.path, device=dls.device)
 
 # %% ../nbs/14_text_with_columns.ipynb #ba4af83a

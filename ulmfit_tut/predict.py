@@ -6,14 +6,12 @@
 __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_words', 'generate']
 
 # %% ../nbs/07_predict.ipynb #8b648d48
-import codecs
 from fastai.text.all import *
-from .batches import TextLoader, _Known, known_words, pad_windows, text_tfms
+from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
-from .data import join_fields
 from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
-from .tokens import encode_texts, get_tokenizer
+from .tokens import get_tokenizer, tokenize
 
 # %% ../nbs/07_predict.ipynb #2c062305
 _lock = threading.RLock()
@@ -36,31 +34,16 @@ def _ids(learn, texts):
     tok = ds.tokenizer.tok
     if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
         tok = _fast(mine['rules']) if mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str) else TokenizeWithRules(tok, ds.tokenizer.rules)
-    num,table,res = getattr(getattr(ds, 'numericalize', None), 'o2i', None),[],[]
+    num = getattr(getattr(ds, 'numericalize', None), 'o2i', None)
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
-    for ids,lens,new,*_ in encode_texts(texts, tok, n_workers=0, progress=False):
-        table += [num[t] for t in new]
-        res += np.split(np.array(table, np.int64)[ids], lens.cumsum()[:-1])
-    return [o[::-1] for o in res] if mine['backwards'] else res
+    return [np.array([num[t] for t in o], np.int64)[::-1 if mine['backwards'] else 1] for o in tokenize(texts, tok, n_workers=0, progress=False)]
 
-def _column(learn, df, text_col):
-    "The texts of a table, from the columns of training if no others are named"
-    cols = listify(text_col) or text_columns(learn) or ['text']
-    if gone := [c for c in cols if list(df.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(df.columns)}: name it by text_col=')
-    return list(join_fields(df, cols))
-
-def _probs(learn, texts, bs):
-    "A row a text, a column a class"
-    classes,several = itemgetter('classes', 'several')(_kind(learn))
-    probs = np.zeros((len(texts), len(classes)), np.float32)
-    act = torch.sigmoid if several else partial(F.softmax, dim=-1)
-    for a in range(0, len(texts), 10_000):
-        with _reading(learn) as (model,device):
-            ids = _ids(learn, texts[a:a+10_000])
-            for b in chunked(sorted(range(len(ids)), key=lambda i: -len(ids[i])), bs):
-                x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
-                probs[[a + i for i in b]] = act(model(x.to(device))[0].float()).cpu().numpy()
-    return probs
+def _texts(learn, texts, text_col):
+    "A list of strings, of a table from the columns of training if no others are named"
+    if isinstance(texts, pd.DataFrame): texts = CorpusText(None, listify(text_col) or text_columns(learn) or ['text']).texts(texts)
+    if bad := {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, str)}:
+        raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
+    return list(texts)
 
 def predict(
     learn:Learner, # fastai text classifier; or a list of them, whose probabilities are averaged
@@ -71,32 +54,33 @@ def predict(
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     learns = _together(learn)
     if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
-    index = texts.index if isinstance(texts, (pd.Series, pd.DataFrame)) else None
-    if isinstance(texts, pd.DataFrame): texts = [_column(o, texts, text_col) for o in learns]
-    else: texts = [[texts] if isinstance(texts, str) else list(texts)]*len(learns)
-    bad = {i: type(o).__name__ for t in texts for i,o in enumerate(t) if not isinstance(o, str)}
-    if bad: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
-    probs = np.mean([_probs(o, t, bs) for o,t in zip(learns, texts)], axis=0)
+    if not isinstance(texts, (pd.Series, pd.DataFrame)): texts = pd.Series([texts] if isinstance(texts, str) else [*texts], dtype=object)
     classes,several,thresh = itemgetter('classes', 'several', 'thresh')(_kind(learns[0]))
+    act,probs = torch.sigmoid if several else partial(F.softmax, dim=-1),np.zeros((len(texts), len(classes)), np.float32)
+    for o,t in zip(learns, [_texts(o, texts, text_col) for o in learns]):                            # all are checked before one is read
+        for rows in chunked(range(len(t)), 10_000):
+            with _reading(o) as (model,device):
+                ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
+                for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
+                    x = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx)
+                    probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
     if several: label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
-    return pd.concat([pd.DataFrame(dict(label=label), index=index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=index)], axis=1)
+    return pd.concat([pd.DataFrame(dict(label=label), index=texts.index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=texts.index)], axis=1)
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
 def _classifier(weights, meta, file, tok, device):
-    kind,arch = meta.get('kind'),meta.get('arch')
-    if (kind, arch) != ('classifier', 'AWD_LSTM') or not {'vocab', 'config'} <= {*meta}: raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {kind}, {arch}')
-    if tok is None:
-        if not str(meta['tokenizer']).startswith('spaCy ') or not isinstance(meta['rules'], str): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
-        tok = get_tokenizer(meta['tokenizer'][6:], meta['rules'])
+    if [meta.get(k) for k in ('kind', 'arch')] != ['classifier', 'AWD_LSTM'] or not {'vocab', 'config'} <= {*meta}:
+        raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta.get("kind")}, {meta.get("arch")}')
+    if tok is None and not (str(meta['tokenizer']).startswith('spaCy ') and isinstance(meta['rules'], str)): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
+    tok = tok or get_tokenizer(meta['tokenizer'][6:], meta['rules'])
     text_col,classes = meta.get('text_col') or ['text'],meta['classes']
     label_col = classes if meta['several'] else ['label']
     tfms = text_tfms(None, tok, meta['vocab'], text_col, meta['backwards'], None, label_col, classes, meta['several'])
     row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
     dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=meta['seq_len'], backwards=meta['backwards'], device=device)
-    loss = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5)) if meta['several'] else CrossEntropyLossFlat()
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config={**awd_lstm_clas_config, **meta['config']}, pretrained=False,
-                                    seq_len=meta['seq_len'], n_out=len(classes), max_len=meta.get('max_len', 1440), loss_func=loss)
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config=meta['config'], pretrained=False, seq_len=meta['seq_len'], max_len=meta.get('max_len', 1440))
+    if meta['several']: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
     _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)
     return learn
@@ -123,14 +107,12 @@ def predict_csv(
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
-    try: codecs.lookup(encoding)
-    except LookupError: raise ValueError(f'encoding={encoding!r} is none that Python knows') from None
     with replacing(out) as tmp:
         try:
             for i,df in enumerate(pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding, index_col=False, skip_blank_lines=False)):
                 predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
-        except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-            raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from None
+        except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+            raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from e
     return Path(out)
 
 # %% ../nbs/07_predict.ipynb #80657059
@@ -170,9 +152,8 @@ def generate(
     seed:int=None # of the drawing; default torch's state
 ) -> list: # `n` strings
     "Let a language model write; its hidden state is carried from word to word"
-    for ok,k,v,what in [(temperature >= 0, 'temperature', temperature, 'at least 0'), (top_k is None or top_k >= 1, 'top_k', top_k, 'at least 1'),
-                        (min_p is None or 0 <= min_p <= 1, 'min_p', min_p, 'between 0 and 1'), (n_words >= 1, 'n_words', n_words, 'at least 1'), (n >= 1, 'n', n, 'at least 1')]:
-        if not ok: raise ValueError(f'{k}={v} must be {what}')
+    for k,v,least,most in [('temperature', temperature, 0, math.inf), ('top_k', top_k, 1, math.inf), ('min_p', min_p, 0, 1), ('n_words', n_words, 1, math.inf), ('n', n, 1, math.inf)]:
+        if v is not None and not least <= v <= most: raise ValueError(f'{k}={v} must be at least {least}' + f' and at most {most}'*(most == 1))
     if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,back,res = words_of(learn),_ids(learn, [text])[0],about(learn)['backwards'],[]
     if back and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
