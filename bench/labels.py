@@ -12,7 +12,7 @@ imdb  `wiki` takes the embedded model of that name as it is. `movies` is the sam
       regression. All read the last 150 words of a review. The test is 2,000 reviews drawn once from IMDb's. Settings and epochs are those of the
       embedded reviews; half as many epochs were tried once on idle training reviews, and made no difference (`tried` in the file).
 """
-import argparse, fcntl, functools, json, os, platform, time, warnings
+import argparse, fcntl, functools, json, os, platform, tempfile, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -123,7 +123,7 @@ def read(source, k): return json.loads(files[source].read_text()).get(k, []) if 
 
 def write(source, row=None, **kw):
     "Two processes may do different arms or seeds at once"
-    with open('/tmp/ulmfit_tut-labels.lock', 'w') as lock:
+    with open(Path(tempfile.gettempdir())/'ulmfit_tut-labels.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         old = json.loads(files[source].read_text()) if files[source].exists() else dict(rows=[])
         if row: old['rows'].append(row)

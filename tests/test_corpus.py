@@ -248,7 +248,7 @@ def test_the_column_named_text_is_not_the_text(short, tmp_path):
     dls = text_dls(c, c.vocab(min_freq=1), bs=4, device='cpu')
     rows = df[df.part.eq('train')][:4]
     assert dls.test_dl(rows).one_batch()[0].tolist() == dls.test_dl(rows.review.tolist()).one_batch()[0].tolist()
-    fails(lambda: dls.test_dl(df[['text']]), "no column ['review']")
+    fails(lambda: dls.test_dl(df[['text']]), "no single column ['review']")
 
 def test_vocabulary_counts_what_is_trained_on(short, tmp_path):
     df = get_texts(short, split_col='part')
