@@ -156,7 +156,8 @@ def new_tab(browser, url, faults):
     page = browser.new_context(viewport=dict(width=1280, height=900), permissions=['clipboard-read', 'clipboard-write']).new_page()
     page.on('console', lambda m: faults.append(f'{page.url}: {m.text}') if m.type in ('error', 'warning') else None)
     page.on('pageerror', lambda e: faults.append(f'{page.url}: {e}'))
-    page.on('requestfailed', lambda r: faults.append(f'{page.url}: no answer from {r.url}'))
+    # the browser itself aborts what is still on its way when a page is left; what is not there is an error on the console
+    page.on('requestfailed', lambda r: None if r.failure == 'net::ERR_ABORTED' else faults.append(f'{page.url}: no answer from {r.url} ({r.failure})'))
     page.on('request', lambda r: None if r.url.startswith((url, 'file:', 'data:')) else faults.append(f'{page.url}: asks {r.url}'))
     return page
 

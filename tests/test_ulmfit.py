@@ -37,13 +37,14 @@ def test_same_bytes_when_cut_off_anywhere(short, finished, monkeypatch):
         n.append(1)
         if len(n) == 4: file.with_name(f'.{file.name}.tmp').write_bytes(b'half'); raise Cut('half')
         save(file, *a, **k)
-        raise Cut(f'{file.stem} {k["at"]}')
+        stages = [dict(o)['stage'] for o in k['history']]
+        raise Cut(f'{file.stem} {stages[-1], stages.count(stages[-1])}')
     monkeypatch.setattr(unfreeze, 'save_weights', cut)
     cuts = []
     for _ in range(8):
         with pytest.raises(Cut) as e: ulmfit(short, out, **fast)
         cuts.append(str(e.value))
-    assert cuts == ['lm (0, 1)', 'lm (1, 1)', 'clas (0, 1)', 'half', 'clas (1, 1)', 'clas (2, 1)', 'clas (3, 1)', 'clas (3, 2)']
+    assert cuts == ['lm (1, 1)', 'lm (2, 1)', 'clas (1, 1)', 'half', 'clas (2, 1)', 'clas (3, 1)', 'clas (4, 1)', 'clas (4, 2)']
     monkeypatch.undo()
     ulmfit(short, out, **fast)
     assert written(out) == written(finished)
