@@ -213,6 +213,15 @@ def test_tables_row_by_row(df, tmp_path):
     assert np.abs(pd.read_csv(predict_csv(learn, tmp_path/'b.csv', tmp_path/'b.out')).pos - want.pos[[0, 2]].to_numpy()).max() < 1e-6
     with pytest.raises(ValueError, match='utf-99.*name its encoding'): predict_csv(learn, tmp_path/'a.csv', tmp_path/'c.out', encoding='utf-99')
 
+def test_only_reading_is_blamed_on_the_encoding(df, tmp_path, monkeypatch):
+    "What goes wrong in the prediction itself keeps its name, and no half file stays"
+    import ulmfit_tut.predict as m
+    (tmp_path/'a.csv').write_text('text\na film\n')
+    def broken(*a, **k): raise KeyError('elsewhere')
+    monkeypatch.setattr(m, 'predict', broken)
+    with pytest.raises(KeyError, match='elsewhere'): predict_csv(None, tmp_path/'a.csv', tmp_path/'a.out')
+    assert [o.name for o in tmp_path.iterdir()] == ['a.csv']
+
 def test_the_wrong_kind_of_learner(df):
     with pytest.raises(ValueError, match='no text classifier'): predict(lm(df), 'a film')
     with pytest.raises(ValueError, match='no language model'): generate(classifier(df), 'a film')

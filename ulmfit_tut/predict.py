@@ -107,12 +107,12 @@ def predict_csv(
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
-    with replacing(out) as tmp:
-        try:
-            for i,df in enumerate(pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding, index_col=False, skip_blank_lines=False)):
-                predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
+    def tables():
+        try: yield from pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding, index_col=False, skip_blank_lines=False)
         except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
             raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from e
+    with replacing(out) as tmp:
+        for i,df in enumerate(tables()): predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
     return Path(out)
 
 # %% ../nbs/07_predict.ipynb #80657059
