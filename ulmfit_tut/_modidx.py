@@ -135,7 +135,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ulmfit_tut.corpus._digests': ('api/corpus.html#_digests', 'ulmfit_tut/corpus.py'),
                                    'ulmfit_tut.corpus._files': ('api/corpus.html#_files', 'ulmfit_tut/corpus.py'),
                                    'ulmfit_tut.corpus._meta': ('api/corpus.html#_meta', 'ulmfit_tut/corpus.py'),
-                                   'ulmfit_tut.corpus._runs': ('api/corpus.html#_runs', 'ulmfit_tut/corpus.py'),
                                    'ulmfit_tut.corpus._seen': ('api/corpus.html#_seen', 'ulmfit_tut/corpus.py'),
                                    'ulmfit_tut.corpus._sha': ('api/corpus.html#_sha', 'ulmfit_tut/corpus.py'),
                                    'ulmfit_tut.corpus._whole': ('api/corpus.html#_whole', 'ulmfit_tut/corpus.py'),

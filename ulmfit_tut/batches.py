@@ -64,7 +64,7 @@ def _source(ds):
         for ids,lens,new,*_ in encode_texts(texts, tl.tokenizer.tok): types += new; blocks.append((ids, lens))
         ids,lens = map(np.concatenate, zip(*blocks))
         starts = lens.cumsum() - lens
-    ds._source = ids,starts,lens,np.array([tl.numericalize.o2i[t] for t in types], np.int64)
+    ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.__getitem__, types), np.int64, len(types))
     return ds._source
 
 class _TextDL(TfmdDL):

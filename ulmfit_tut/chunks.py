@@ -51,15 +51,15 @@ class ChunkTokenizer:
     def __reduce__(self): return type(self),(self.rules, self.max_chunks)
 
     def _reset(self):
-        gc.freeze()                                                                             # else collections amid the import look through all of PyTorch
+        gc.freeze()                                                                             # else collections meanwhile look through all of PyTorch
         from spacy.lang.en import English
         from spacy.language import create_tokenizer
         from spacy.vocab import Vocab
-        gc.unfreeze()
         self.fix,self.rep,_,*rest = rule_sets[self.rules]
         self.rest = compose(*rest[:-1])                                                         # all but `lowercase`, which adds `xxbos`
         class Bare(English.Defaults): tokenizer_exceptions = {}
         self.words,bare = (create_tokenizer()(SimpleNamespace(vocab=Vocab(), Defaults=o)) for o in (English.Defaults, Bare))      # `spacy.blank` makes much else
+        gc.unfreeze()
         special = [o for o in self.words.rules if o == o.lower()]
         for o in defaults.text_spec_tok: self.words.add_special_case(o, [dict(ORTH=o)])
         self.pairs = {o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}

@@ -36,12 +36,12 @@ class TextCorpus:
     def counts(self, rows=None) -> dict: # token -> how often it occurs
         "Count the tokens of some texts, by default of those that models train on: train and unsup without what is held back"
         if rows is None: rows = np.flatnonzero(self.df.part.ne('test') & ~self.df.is_valid)
-        res = np.zeros(len(self.types), np.int64)
-        for i in _runs(np.asarray(rows)):
-            at,end = self.offsets[[i[0], i[-1] + 1]].tolist()
-            for a in range(at, end, 2**22):                                                             # read and dropped; what is mapped stays in memory
-                ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, min(2**22, end - a), offset=a*self.ids.itemsize)
-                res += np.bincount(ids, minlength=len(res))
+        res,times,lens = np.zeros(len(self.types), np.int64),np.bincount(np.asarray(rows, np.int64), minlength=len(self)),np.diff(self.offsets)
+        cuts = 1 + np.flatnonzero(np.diff(self.offsets[:-1]//2**22))
+        for a,b in itertools.pairwise([0, *cuts.tolist(), len(self)]):
+            if not times[a:b].any(): continue
+            ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)       # read and dropped; what is mapped stays in memory
+            res += np.bincount(np.repeat(ids, np.repeat(times[a:b], lens[a:b])), minlength=len(res))
         return {self.types[i]: int(res[i]) for i in np.flatnonzero(res)}
 
     def vocab(self, pretrained=(), min_freq=3, max_vocab=60000) -> list: # as `text_vocab`
@@ -49,8 +49,6 @@ class TextCorpus:
         return text_vocab(self.counts(), pretrained, min_freq, max_vocab)
 
     def __repr__(self): return f'TextCorpus of {len(self):,} texts, {self.meta["tokens"]:,} tokens, {len(self.types):,} of them different'
-
-def _runs(rows): return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
 
 # %% ../nbs/api/corpus.ipynb #c073a86c
 def _sha(*parts): return hashlib.sha256('\0'.join(map(str, parts)).encode('utf8', 'surrogatepass')).hexdigest()
@@ -77,7 +75,7 @@ def _seen(df, encoding, cache):
     "Where the digest of these files is remembered, and whether they rest: a file may change twice within one tick of its clock"
     if 'text' in df: return None,False
     what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, _files(df)))
-    stats = np.fromiter((o & 2**63 - 1 for o in itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)         # 100,000 tuples would set Python's garbage collector to work
+    stats = np.fromiter(map((2**63 - 1).__and__, itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)         # 100,000 tuples would set Python's garbage collector to work
     return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9
 
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
@@ -105,15 +103,16 @@ def _build(d, key, df, tok, encoding, n_workers, progress):
             names += new
             counts,old = np.bincount(ids, minlength=len(names)),counts
             counts[:len(old)] += old
-            raw.write(ids.tobytes())
+            raw.write(ids)
             lens.append(n)
             whole += w
             h.update(digests)
     order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
     order = order[np.argsort(-counts[order], kind='stable')]
-    rank,dtype = np.argsort(order),np.min_scalar_type(max(len(names) - 1, 0))
+    dtype = np.min_scalar_type(max(len(names) - 1, 0))
+    rank = np.argsort(order).astype(dtype)
     with open(d/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
-        while block := raw.read(2**24): f.write(rank[np.frombuffer(block, np.int32)].astype(dtype).tobytes())
+        while block := raw.read(2**24): f.write(rank[np.frombuffer(block, np.int32)])
     (d/'raw').unlink()
     np.save(d/'offsets.npy', np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64))
     (d/'types.json').write_text(json.dumps([names[i] for i in order]))
