@@ -211,6 +211,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ulmfit_tut.tokens': { 'ulmfit_tut.tokens._Work': ('api/tokens.html#_work', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._Work.__call__': ('api/tokens.html#_work.__call__', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._Work.__init__': ('api/tokens.html#_work.__init__', 'ulmfit_tut/tokens.py'),
+                                   'ulmfit_tut.tokens._all_ids': ('api/tokens.html#_all_ids', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._blocks': ('api/tokens.html#_blocks', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._file': ('api/tokens.html#_file', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._run': ('api/tokens.html#_run', 'ulmfit_tut/tokens.py'),

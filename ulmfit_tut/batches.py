@@ -9,7 +9,7 @@ __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader',
 from fastai.text.all import *
 from .corpus import TextCorpus
 from .data import join_fields
-from .tokens import encode_texts
+from .tokens import _all_ids
 
 # %% ../nbs/api/batches.ipynb #3bf4b59a
 class _Known(dict):
@@ -60,9 +60,7 @@ def _source(ds):
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
         texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
-        types,blocks = [],[[np.zeros(0, np.int64)]*2]
-        for ids,lens,new,*_ in encode_texts(texts, tl.tokenizer.tok): types += new; blocks.append((ids, lens))
-        ids,lens = map(np.concatenate, zip(*blocks))
+        ids,lens,types = _all_ids(texts, tl.tokenizer.tok)
         starts = lens.cumsum() - lens
     ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.__getitem__, types), np.int64, len(types))
     return ds._source

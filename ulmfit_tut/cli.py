@@ -48,7 +48,7 @@ def predict_main():
     for k,about in dict(source='.csv file with the texts', out='.csv file to write').items(): p.add_argument(k, help=about)
     p.add_argument('--text-col', nargs='+', help='columns with the texts; default those of training')
     p.add_argument('--encoding', default='utf8', help='of the source')
-    p.add_argument('--bs', type=int, default=64, help='texts in a batch')
+    p.add_argument('--bs', type=int, default=128, help='texts in a batch')
     p.add_argument('--device', help='default the fastest at hand')
     def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.load_classifier(classifier, device=device), **kw)} is written')
     _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)

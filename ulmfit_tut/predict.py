@@ -11,7 +11,7 @@ from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, t
 from .chunks import ChunkTokenizer
 from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
-from .tokens import get_tokenizer, tokenize
+from .tokens import _all_ids, get_tokenizer
 
 # %% ../nbs/07_predict.ipynb #2c062305
 _lock = threading.RLock()
@@ -36,7 +36,8 @@ def _ids(learn, texts):
         tok = _fast(mine['rules']) if mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str) else TokenizeWithRules(tok, ds.tokenizer.rules)
     num = getattr(getattr(ds, 'numericalize', None), 'o2i', None)
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
-    return [np.array([num[t] for t in o], np.int64)[::-1 if mine['backwards'] else 1] for o in tokenize(texts, tok, n_workers=0, progress=False)]
+    ids,lens,types = _all_ids(texts, tok, 0, False)
+    return [o[::-1 if mine['backwards'] else 1] for o in np.split(np.array([*map(num.__getitem__, types), 0])[ids], lens.cumsum()[:-1])]
 
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
@@ -48,7 +49,7 @@ def _texts(learn, texts, text_col):
 def predict(
     learn:Learner, # fastai text classifier; or a list of them, whose probabilities are averaged
     texts, # a string, a list, a Series or a DataFrame
-    bs:int=64, # texts in a batch; the answer does not depend on it
+    bs:int=128, # texts in a batch; the answer does not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
 ) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
@@ -102,7 +103,7 @@ def predict_csv(
     learn:Learner, # fastai text classifier, or a list of them
     source:Path, # `.csv` file with the texts
     out:Path, # `.csv` file to write: the columns of `predict`, a row a row
-    text_col=None, encoding:str='utf8', bs:int=64, # columns with the texts (default those of training), and how the file is encoded
+    text_col=None, encoding:str='utf8', bs:int=128, # columns with the texts (default those of training), and how the file is encoded
     rows:int=5000 # in memory at once
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"

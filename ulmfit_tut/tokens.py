@@ -103,15 +103,18 @@ def encode_texts(
         here[at] = [table[t] for t in names]
         yield here[ids],lens,new,*rest
 
+def _all_ids(texts, *args):
+    "As `ChunkTokenizer.encode`, in blocks"
+    types,blocks = [],[[np.zeros(0, np.int64)]*2]
+    for ids,lens,new,*_ in encode_texts(list(texts), *args): types += new; blocks.append((ids, lens))
+    return *map(np.concatenate, zip(*blocks)),types
+
 def tokenize(
     texts, # strings, or `Path`s of files
     tok=None, # as `get_tokenizer` gives it; default fastai's rules and English
     n_workers:int=None, progress:bool=None # as in `encode_texts`
 ) -> L: # a list of tokens for each text, in order
     "Tokens of many texts"
-    res,names = [],[]
-    for ids,lens,new,*_ in encode_texts(list(texts), tok, n_workers, progress):
-        names += new
-        toks,ends = list(map(names.__getitem__, ids.tolist())),lens.cumsum().tolist()
-        res += [toks[a:b] for a,b in zip([0, *ends], ends)]
-    return L(res)
+    ids,lens,types = _all_ids(texts, tok, n_workers, progress)
+    toks,ends = list(map(types.__getitem__, ids.tolist())),lens.cumsum().tolist()
+    return L(toks[a:b] for a,b in zip([0, *ends], ends))
