@@ -136,7 +136,7 @@ def test_mixed_classes(df, short, pair, tmp_path):
         with pytest.raises(ValueError, match=r"\['neg', 'pos'\].*\['good', 'neg'\]"): work([pair[0], other])
         with pytest.raises(ValueError, match='no text classifier'): work([pair[0], lm(df)])
         with pytest.raises(ValueError, match='twice'): work([pair[0], pair[0]])
-        with pytest.raises(ValueError, match='no text classifier'): work([])
+        with pytest.raises(ValueError, match='holds no classifier'): work([])
     assert not list(tmp_path.iterdir())
 
 # --- one file -----------------------------------------------------------------------------------------------------------------------------------

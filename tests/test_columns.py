@@ -77,8 +77,8 @@ def test_values_count_not_codes(df):
 @pytest.mark.parametrize('day', [[3, 1], [3., 1.], pd.array([3, 1], 'Int64'), np.array([3, 1], 'int8'), np.array([3, 1], object)])
 def test_a_number_as_category_has_any_type(df, day): assert Columns(df, 'day')(pd.DataFrame(dict(day=day)))[0].tolist() == [[3], [1]]
 
-@pytest.mark.parametrize('change,words', [(dict(shop=['Moss', 'Loch']), r"shop is \['Loch'\] in rows \[1\]"), (dict(shop=['Moss', None]), r'shop is \[(None|nan)\] in rows \[1\]'),
-    (dict(stars=[1., np.nan]), r'stars is \[nan\] in rows \[1\]'), (dict(stars=[1., np.inf]), 'finite numbers'), (dict(stars=['1', 'many']), 'finite numbers')])
+@pytest.mark.parametrize('change,words', [(dict(shop=['Moss', 'Loch']), r"shop is \['Loch'\] in the rows \[1\]"), (dict(shop=['Moss', None]), r'shop is \[(None|nan)\] in the rows \[1\]'),
+    (dict(stars=[1., np.nan]), r'stars is \[nan\] in the rows \[1\]'), (dict(stars=[1., np.inf]), 'finite numbers'), (dict(stars=['1', 'many']), 'finite numbers')])
 def test_what_training_did_not_have(df, change, words):
     c = Columns(df.dropna(), 'shop', 'stars')
     with pytest.raises(ValueError, match=words): c(pd.DataFrame({**dict(shop=['Moss', 'Moss'], stars=[1., 2.]), **change}))
@@ -230,3 +230,16 @@ def test_the_wrong_way(df, corpus, joined):
     with pytest.raises(ValueError, match="'stars'"): probs(joined, new(df).drop(columns='stars'))
     for learn in (joined, learner(loaders(corpus, (), ()))):
         with pytest.raises(ValueError, match='no columns yet'): join_columns(learn)
+
+def test_missing_values_of_any_kind(df):
+    "pandas has several, and one of them cannot be compared"
+    for kind in (object, 'category', 'string', 'str'): assert Columns(df.astype({'shop': kind}), 'shop')(df)[0].equal(Columns(df, 'shop')(df)[0])
+
+def test_rows_are_named_by_their_index(df):
+    c = Columns(df.dropna(), 'shop', 'stars')
+    with pytest.raises(ValueError, match=r"shop is \['Loch'\] in the rows \['b'\]"): c(pd.DataFrame(dict(shop=['Moss', 'Loch'], stars=[1., 2.]), index=['a', 'b']))
+
+def test_what_a_file_with_columns_wants(corpus, tmp_path):
+    learn = join_columns(classifier_learner(loaders(corpus), small))
+    with pytest.raises(ValueError, match=r"reads columns beside the text, \['day', 'shop', "): load_classifier(save_text_model(learn, tmp_path/'c.safetensors'))
+    with pytest.raises(ValueError, match='average what get_preds'): save_text_model([learn, classifier_learner(text_dls(corpus, bs=8, seq_len=8, device='cpu'), small)], tmp_path/'d.safetensors')

@@ -6,9 +6,10 @@ from fastai.text.all import AWD_LSTM, SentencePieceTokenizer, awd_lstm_clas_conf
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.encoder import about, load_encoder, load_text_model, save_encoder, save_text_model
-from ulmfit_tut.predict import load_classifier, predict
+from ulmfit_tut.predict import decode_tokens, generate, load_classifier, predict
 from ulmfit_tut.rules import rule_sets
 from ulmfit_tut.tokens import get_tokenizer
+from ulmfit_tut.why import why
 
 sizes = dict(emb_sz=8, n_hid=10, n_layers=2)
 texts = ['Ovo je odličan film.', 'Dosadna priča i loša gluma.', 'Priča je dirljiva, film je lep.', 'Loš kraj!']*6
@@ -70,3 +71,15 @@ def test_untrained_and_gone(tmp_path):
 
 def test_extra(root=__import__('pathlib').Path(__file__).resolve().parent.parent):
     assert 'sp_requirements =\n    sentencepiece' in (root/'settings.ini').read_text(encoding='utf8')
+
+def test_pieces_are_read_as_words(tmp_path):
+    "A reason is a word, the start is none; what a model writes ends with its text, and reads as text"
+    tok = front(trained(tmp_path/'spm', 60))
+    clas, lm = (learner(tok, is_lm=o, cache=tmp_path) for o in (False, True))
+    assert why(clas, 'Ovo je odličan film. Loš kraj').word.tolist() == ['Ovo', 'je', 'odličan', 'film.', 'Loš', 'kraj']
+    with pytest.raises(ValueError, match='hold no word'): why(clas, '')
+    vocab, bias = list(lm.dls.vocab), lm.model[1].decoder.bias.data
+    assert '▁xxbos' in vocab
+    bias[vocab.index('▁xxbos')] = 1e3
+    assert generate(lm, 'Ovo je Film', 9, n=2) == ['Ovo je Film']*2
+    assert decode_tokens(['▁xxmaj', '▁do', 'bra', '.', '▁xxup', '▁ne']) == ['Dobra.', 'NE']

@@ -14,7 +14,7 @@ from ulmfit_tut.why import _words, why
 @pytest.fixture(scope='module')
 def df(short): return get_texts(short, split_col='part')
 
-texts = ['What a film!!! no no no', 'xxpad neverseenbefore', 'The cow is GOOD, and the end of the film is not. '*9, ' \n a']
+texts = ['What a film!!! no no no', '!'*150 + ' end', 'xxpad neverseenbefore', 'The cow is GOOD, and the end of the film is not. '*9, ' \n a']
 
 def log_odds(learn, ids, c, several):
     "From fastai's own model, one text alone, no padding but to fill its last window"
@@ -41,6 +41,8 @@ def check(learn, some, several=False):
             assert s == pytest.approx(full - log_odds(learn, other[::turn], c, several), rel=1e-3, abs=1e-3)
 
 def test_ours(df): check(classifier(df), texts)
+def test_repetition_is_one_word(df):
+    assert len(why(classifier(df), 'a ' + '!'*150 + ' film film film film')) == len(why(classifier(df), 'a !!!! film film film film')) == 3
 def test_backwards(df):
     learn = classifier(df, backwards=True)
     check(learn, texts)

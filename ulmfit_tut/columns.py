@@ -31,15 +31,16 @@ class Columns:
             raise ValueError(f'{bad}: name a column once, of a table that has it once; this one has {list(df.columns)}')
         if bad := [c for c in self.conts if len(df) and (not pd.api.types.is_numeric_dtype(df[c]) or np.isinf(df[c].astype(float)).any())]:
             raise ValueError(f'{bad}: not all are finite numbers; give them as cat_names=, or clean them with pd.to_numeric(..., errors="coerce")')
-        return pd.concat([df[self.cats].astype(object), df[self.conts].astype(float)], axis=1)
+        cats = df[self.cats].astype(object)
+        return pd.concat([cats.where(cats.notna(), np.nan), df[self.conts].astype(float)], axis=1)          # pandas' own NA fails where fastai compares
 
     def __call__(self, df:pd.DataFrame) -> tuple: # integers and floats, a row a row; a category more, `NAME_na`, for each number that was missing in training
         "Categories and numbers for the network; `ValueError` for a value of which nothing was learned"
-        df = self._plain(df)
+        index,df = df.index,self._plain(df)
         for c in df:
             new = df[c].isna() if c in self.conts else ~df[c].isin(self.classes[c][1:])
             if new.any() and c not in self.gaps:
-                raise ValueError(f'{c} is {df[c][new].unique()[:3].tolist()} in rows {np.flatnonzero(new)[:5].tolist()}, counted from 0: training had no such value and none that '
+                raise ValueError(f'{c} is {df[c][new].unique()[:3].tolist()} in the rows {index[new][:5].tolist()}: training had no such value and none that '
                                  'was missing, so nothing was learned for it. Fill it; or empty some cells of training, those of rare values, say')
             df[c] = df[c].mask(new)
         (to := self.to.new(df)).process()

@@ -31,7 +31,7 @@ def _wt103(backwards):
         pth,itos = [(path/o).resolve(strict=True) for o in (f'lstm_{name}.pth', 'itos_wt103.pkl')]
     except Exception as e:
         raise FileNotFoundError(f'wt103-{name} could not be fetched or is not whole ({type(e).__name__}): lay lstm_{name}.pth and itos_wt103.pkl in '
-                                f'{fastai_cfg().path("model")/f"wt103-{name}"}, or use the embedded models "wiki" and "movies"') from e
+                                f'{fastai_cfg().path("model")/f"wt103-{name}"}, or use "movies", which is embedded') from e
     vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
     return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
 
@@ -40,7 +40,7 @@ def pretrained_lm(
     backwards:bool=False # a model that reads from the end; `movies` and `wt103` have one
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
-    if name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}')
+    if name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}; backwards=True is what makes them read from the end')
     if name == 'wt103': return _wt103(backwards)
     if backwards and name == 'wiki': raise ValueError(f'{name!r} reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
     weights,meta = load_weights(_models/f'{"wiki" if name == "none" else name}{"-bwd"*(backwards and name != "none")}.safetensors')

@@ -37,7 +37,7 @@ def _ids(learn, texts):
     num = getattr(getattr(ds, 'numericalize', None), 'o2i', None)
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
     ids,lens,types = _all_ids(texts, tok, 0, False)
-    return [o[::-1 if mine['backwards'] else 1] for o in np.split(np.array([*map(num.__getitem__, types), 0])[ids], lens.cumsum()[:-1])]
+    return [o[::-1 if mine['backwards'] else 1] for o in np.split(np.array([*map(num.__getitem__, types), 0])[ids], lens.cumsum()[:-1])[:len(lens)]]
 
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
@@ -73,6 +73,7 @@ def predict(
 def _classifier(weights, meta, file, tok, device):
     if [meta.get(k) for k in ('kind', 'arch')] != ['classifier', 'AWD_LSTM'] or not {'vocab', 'config'} <= {*meta}:
         raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta.get("kind")}, {meta.get("arch")}')
+    if 'categories' in meta: raise ValueError(f'{file} reads columns beside the text, {[*meta["categories"], *meta["numbers"]]}: build the learner with add_columns and join_columns, and load it with load_text_model')
     if tok is None and not (str(meta['tokenizer']).startswith('spaCy ') and isinstance(meta['rules'], str)): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
     tok = tok or get_tokenizer(meta['tokenizer'][6:], meta['rules'])
     text_col,classes = meta.get('text_col') or ['text'],meta['classes']
@@ -118,9 +119,10 @@ def predict_csv(
 
 # %% ../nbs/07_predict.ipynb #80657059
 def decode_tokens(
-    toks:list # tokens of fastai's rules
+    toks:list # tokens of fastai's rules, or SentencePiece's pieces of them
 ) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
     "Undo `xxmaj`, `xxup`, `xxrep` and `xxwrep` in tokens of fastai's rules, and drop the marks that stand for no text"
+    if any(o[:1] == '▁' for o in toks): toks = ''.join(toks).replace('▁', ' ').split()           # SentencePiece's, which carry their blanks
     res,mark,it = [],None,iter(o for o in toks if o not in (BOS, EOS, PAD))
     for t in it:
         if t in (TK_MAJ, TK_UP): mark = t; continue
@@ -158,7 +160,7 @@ def generate(
     if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,back,res = words_of(learn),_ids(learn, [text])[0],about(learn)['backwards'],[]
     if back and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
-    banned = [i for i,o in enumerate(vocab) if o in (UNK, PAD, 'xxfake')]
+    banned = [i for i,o in enumerate(vocab) if o.lstrip('▁') in (UNK, PAD, 'xxfake')]
     with _reading(learn) as (model,device):
         gen = None if seed is None else torch.Generator(device).manual_seed(seed)
         x = torch.from_numpy(start.copy()).to(device)[None].repeat(n, 1)
@@ -167,5 +169,5 @@ def generate(
             logits[:, banned] = -float('inf')
             x = torch.multinomial(next_words(logits, temperature, top_k, min_p), 1, generator=gen)
             res.append(x[:, 0].tolist())
-    texts = [[vocab[i] for i in (*start, *takewhile(lambda i: vocab[i] != BOS, o))] for o in zip(*res)]
+    texts = [[vocab[i] for i in (*start, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))] for o in zip(*res)]
     return [' '.join(decode_tokens(o[::-1] if back else o)) for o in texts]

@@ -13,11 +13,13 @@ from .predict import _ids, _reading, _texts, decode_tokens, predict
 
 # %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
-    "Positions of the tokens of each word: its marks go with it, and the sign of the start is none"
-    res = [[]]
-    for i in [i for i,t in enumerate(toks) if t not in (BOS, EOS, PAD)]:
+    "Positions of the tokens of each word: its marks go with it, the sign of the start is none, and a piece without SentencePiece's `▁` belongs to the word before"
+    res,pieces,plain = [[]],any(t[0] == '▁' for t in toks),[t.lstrip('▁') for t in toks]
+    for i,t in enumerate(toks):
+        if plain[i] in (BOS, EOS, PAD): continue
+        if pieces and t[0] != '▁' and len(res) > 1 and not res[-1]: res[-2].append(i); continue
         res[-1].append(i)
-        if decode_tokens([toks[j] for j in res[-1]]): res.append([])
+        if decode_tokens([plain[j] for j in res[-1]]) and not {TK_REP, TK_WREP} & {plain[j] for j in res[-1][-2:]}: res.append([])          # a mark of repetition, a number, the word
     return [o for o in res if o]
 
 def why(
@@ -36,7 +38,7 @@ def why(
     with _reading(learn) as (model,device):
         all_ids = [o[::turn] for o in _ids(learn, _texts(learn, [texts] if isinstance(texts, str) else texts, text_col))]
         words = [_words([vocab[i] for i in o]) for o in all_ids]
-        if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason: leave them out')
+        if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty or "of an empty list"} hold no word that could be a reason: leave them out')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
             c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
             for b in chunked([[], *at], bs):
