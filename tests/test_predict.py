@@ -211,7 +211,7 @@ def test_tables_row_by_row(df, tmp_path):
     got = pd.read_csv(predict_csv(learn, tmp_path/'a.csv', tmp_path/'a.out'))
     assert got.label.tolist() == want.label.tolist() and np.abs(got.pos - want.pos).max() < 1e-6
     assert np.abs(pd.read_csv(predict_csv(learn, tmp_path/'b.csv', tmp_path/'b.out')).pos - want.pos[[0, 2]].to_numpy()).max() < 1e-6
-    with pytest.raises(ValueError, match='utf-99.*name its encoding'): predict_csv(learn, tmp_path/'a.csv', tmp_path/'c.out', encoding='utf-99')
+    with pytest.raises(ValueError, match='no utf-99 CSV'): predict_csv(learn, tmp_path/'a.csv', tmp_path/'c.out', encoding='utf-99')
 
 def test_only_reading_is_blamed_on_the_encoding(df, tmp_path, monkeypatch):
     "What goes wrong in the prediction itself keeps its name, and no half file stays"

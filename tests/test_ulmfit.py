@@ -100,7 +100,7 @@ def test_wt103_look_alike(short, tmp_path, monkeypatch):
     "fastai's own pair of files, made small and laid in place: the full model's road without its download"
     monkeypatch.setattr(lm, 'awd_lstm_lm_config', {**awd_lstm_lm_config, 'emb_sz': 12, 'n_hid': 16})
     home = tmp_path/'wt103-fwd'; home.mkdir()
-    monkeypatch.setattr(lm, 'untar_data', lambda *a, **k: home)
+    monkeypatch.setattr('ulmfit_tut.data.untar_data', lambda *a, **k: home)
     vocab = ['xxunk', 'xxpad', 'xxbos', 'xxeos', 'xxfld', 'xxrep', 'xxwrep', 'xxup', 'xxmaj', 'the', 'a', 'of']
     set_seed(0)
     model = get_language_model(AWD_LSTM, len(vocab), {**awd_lstm_lm_config, 'emb_sz': 12, 'n_hid': 16})
@@ -114,15 +114,15 @@ def test_foreign_pickle_runs_no_code(tmp_path, monkeypatch):
     class Bad:
         def __reduce__(self): return (os.system, (f'touch {tmp_path}/ran',))
     home = tmp_path/'m'; home.mkdir()
-    monkeypatch.setattr(lm, 'untar_data', lambda *a, **k: home)
+    monkeypatch.setattr('ulmfit_tut.data.untar_data', lambda *a, **k: home)
     (home/'itos_wt103.pkl').write_bytes(pickle.dumps(Bad())); (home/'lstm_fwd.pth').write_bytes(b'')
     with pytest.raises(ValueError, match='list of strings'): lm.pretrained_lm('wt103')
     assert not (tmp_path/'ran').exists()
 
 def test_wt103_without_network_names_the_remedy(monkeypatch):
     def no_network(*a, **k): raise OSError('no network')
-    monkeypatch.setattr(lm, 'untar_data', no_network)
-    with pytest.raises(FileNotFoundError, match='lay lstm_fwd.pth and itos_wt103.pkl in .*wiki'): lm.pretrained_lm('wt103')
+    monkeypatch.setattr('ulmfit_tut.data.untar_data', no_network)
+    with pytest.raises(FileNotFoundError, match='lay lstm_fwd.pth and itos_wt103.pkl in .*movies'): lm.pretrained_lm('wt103')
 
 def test_command(tmp_path):
     "One line for a mistake, no traceback, nothing written; help without torch"

@@ -89,11 +89,9 @@ def _meta(d):
     except (OSError, ValueError): return {}
     return meta if isinstance(meta, dict) and meta.get('format') == _format else {}
 
-def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json')}
+def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json') if (d/f).exists()}
 
-def _whole(d):
-    try: return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
-    except OSError: return False
+def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
     names,counts,lens,whole,h = [],np.zeros(0, np.int64),[],0,hashlib.sha256()
@@ -118,8 +116,6 @@ def _build(d, key, df, tok, encoding, n_workers, progress):
     (d/'types.json').write_text(json.dumps([names[i] for i in order]))
     meta = dict(format=_format, key=key, texts=len(items), tokens=int(counts.sum()), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
     (d/'meta.json').write_text(json.dumps(meta, indent=1))
-    for f in d.iterdir():
-        with open(f, 'rb+') as o: os.fsync(o.fileno())
     return h.hexdigest()
 
 def corpora_path(cache=None): return Path(cache or fastai_cfg().path('data')/'text_corpora')

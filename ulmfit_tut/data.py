@@ -154,9 +154,9 @@ def get_texts(
     if isinstance(source, pd.DataFrame): df = from_df(source)
     elif isinstance(source, (list, tuple, pd.Series)): df = from_df(pd.DataFrame({'text': list(source)}), text_col='text', label_col=None)
     elif source == 'mini': df = from_folder(mini_reviews())
-    elif source == 'imdb': df = from_folder(_fetch(URLs.IMDB))
-    elif source == 'imdb_sample': df = from_df(_csv(_fetch(URLs.IMDB_SAMPLE)/'texts.csv', encoding), split_col='is_valid', name='imdb_sample')
-    elif Path(source).suffix.lower() == '.csv': df = from_df(_csv(Path(source), encoding), name=str(source))
+    elif source == 'imdb': df = from_folder(*_fetch(URLs.IMDB))
+    elif source == 'imdb_sample': df = from_df(*_csv(*_fetch(URLs.IMDB_SAMPLE, 'texts.csv'), encoding), split_col='is_valid', name='imdb_sample')
+    elif Path(source).suffix.lower() == '.csv': df = from_df(*_csv(source, encoding), name=str(source))
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
@@ -165,14 +165,16 @@ def get_texts(
         raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 
-def _fetch(url):
-    try: return untar_data(url)
+def _fetch(url, *files, kind='data', instead='source="mini"'):
+    "Files of a folder that fastai fetches, or finds; of none, the folder"
+    try: return [(untar_data(url, c_key=kind)/o).resolve(strict=True) for o in files or ['']]
     except Exception as e:
-        raise FileNotFoundError(f'{url} could not be fetched ({type(e).__name__}): lay it under {fastai_cfg().path("data")}, or use source="mini"') from e
+        raise FileNotFoundError(f'{url} could not be fetched or is not whole ({type(e).__name__}): lay {" and ".join(files) or "it"} in {fastai_cfg().path(kind)/Path(url).stem}, or use {instead}') from e
 
-def _csv(f, encoding):
-    if not f.exists(): raise FileNotFoundError(f'No such file: {f}')
-    try: return pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False)         # the text "None" is a text
+def _csv(f, encoding, **kwargs):
+    "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
+    if not Path(f).exists(): raise FileNotFoundError(f'No such file: {f}')
+    try: yield from pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False, iterator=True, **kwargs)         # the text "None" is a text
     except (ValueError, LookupError) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): try encoding="latin-1" or another') from None
 
 # %% ../nbs/02_data.ipynb #e317b584

@@ -7,6 +7,7 @@ __all__ = ['pretrained_names', 'read_vocab', 'pretrained_lm', 'lm_learner']
 
 # %% ../nbs/03_language_model.ipynb #4162eddf
 from fastai.text.all import *
+from .data import _fetch
 from .files import load_weights
 
 # %% ../nbs/03_language_model.ipynb #be821e8e
@@ -25,13 +26,8 @@ def read_vocab(file:Path) -> list: # the words in the order of their rows
     return words
 
 def _wt103(backwards):
-    name = 'bwd' if backwards else 'fwd'
-    try:
-        path = untar_data(URLs.WT103_BWD if backwards else URLs.WT103_FWD, c_key='model')
-        pth,itos = [(path/o).resolve(strict=True) for o in (f'lstm_{name}.pth', 'itos_wt103.pkl')]
-    except Exception as e:
-        raise FileNotFoundError(f'wt103-{name} could not be fetched or is not whole ({type(e).__name__}): lay lstm_{name}.pth and itos_wt103.pkl in '
-                                f'{fastai_cfg().path("model")/f"wt103-{name}"}, or use "movies", which is embedded') from e
+    url,name = (URLs.WT103_BWD, 'lstm_bwd.pth') if backwards else (URLs.WT103_FWD, 'lstm_fwd.pth')
+    pth,itos = _fetch(url, name, 'itos_wt103.pkl', kind='model', instead='pretrained="movies", which is embedded')
     vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
     return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
 

@@ -9,6 +9,7 @@ __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_w
 from fastai.text.all import *
 from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
 from .chunks import ChunkTokenizer
+from .data import _csv
 from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import _all_ids, get_tokenizer
@@ -109,12 +110,9 @@ def predict_csv(
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
-    def tables():
-        try: yield from pd.read_csv(source, chunksize=rows, dtype=str, keep_default_na=False, encoding=encoding, index_col=False, skip_blank_lines=False)
-        except (UnicodeDecodeError, LookupError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-            raise ValueError(f'{source} cannot be read as {encoding} CSV ({e}): name its encoding, for instance encoding="latin-1"') from e
+    tables = _csv(source, encoding, chunksize=rows, index_col=False, skip_blank_lines=False)
     with replacing(out) as tmp:
-        for i,df in enumerate(tables()): predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
+        for i,df in enumerate(tables): predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
     return Path(out)
 
 # %% ../nbs/07_predict.ipynb #80657059
