@@ -1,5 +1,6 @@
 """A corpus that is never stale, never half-written, and says what is wrong with bad data."""
-import io, json, os, shutil, subprocess, sys, threading
+from collections import Counter
+import io, itertools, json, os, shutil, subprocess, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -33,7 +34,16 @@ def test_what_it_holds(short, tmp_path):
     c = text_corpus(get_texts(short, split_col='part'), cache=tmp_path)
     toks = tokenize(short.text)
     assert [c[i] for i in range(len(c))] == list(toks)
-    assert c.ids.dtype == np.uint16 and len(c.types) > 256 and c.types == sorted(c.types, key=lambda t: (-c.counts(range(len(c)))[t], t))
+    assert c.ids.dtype == np.uint16 and len(c.types) > 256 and c.types == sorted(c.types) and c.counts(range(len(c))) == Counter(t for o in toks for t in o)
+
+def test_many_types(tmp_path):
+    "More than two bytes can count"
+    c, v = 'bcdfghklmnprtvz', 'aeiou'
+    words = list(map(''.join, itertools.product(c, v, c, v, c)))[:70_000]
+    df = pd.DataFrame(dict(text=[' '.join(words[i::4]) for i in range(4)], label='', part='unsup', is_valid=False))
+    c = text_corpus(df, cache=tmp_path)
+    assert c.ids.dtype == np.uint32 and len(c.types) > 65_536 and sorted(o.name for o in c.path.iterdir()) == ['ids.bin', 'meta.json', 'offsets.npy', 'types.json']
+    assert all(c[i] == ['xxbos', *words[i::4]] for i in range(4)) and c.counts([1]) == Counter(['xxbos', *words[1::4]])
 
 def test_same_bytes_with_any_number_of_workers(short, tmp_path):
     df = get_texts(pd.concat([short]*20), split_col='part')

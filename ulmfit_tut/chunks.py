@@ -43,7 +43,7 @@ class ChunkTokenizer:
     "The tokens of `rules` and spaCy's English tokenizer, each chunk worked on once; call it with texts, as any fastai tokenizer"
     def __init__(self,
         rules:str='fastai', # name in `rule_sets`
-        max_chunks:int=2**18 # in the dictionary, which starts again empty beyond them: some 60 MB
+        max_chunks:int=2**19 # in the dictionary, which starts again empty beyond them: some 120 MB
     ):
         if rules not in rule_sets: raise ValueError(f'rules={rules!r} is none of {", ".join(rule_sets)}')
         self.rules,self.max_chunks,self.n_whole,self.lock,self.chunks = rules,max_chunks,0,threading.Lock(),None

@@ -36,12 +36,12 @@ class TextCorpus:
     def counts(self, rows=None) -> dict: # token -> how often it occurs
         "Count the tokens of some texts, by default of those that models train on: train and unsup without what is held back"
         if rows is None: rows = np.flatnonzero(self.df.part.ne('test') & ~self.df.is_valid)
-        res,times,lens = np.zeros(len(self.types), np.int64),np.bincount(np.asarray(rows, np.int64), minlength=len(self)),np.diff(self.offsets)
+        res,keep,lens = np.zeros(len(self.types), np.int64),np.isin(np.arange(len(self)), rows),np.diff(self.offsets)
         cuts = 1 + np.flatnonzero(np.diff(self.offsets[:-1]//2**22))
         for a,b in itertools.pairwise([0, *cuts.tolist(), len(self)]):
-            if not times[a:b].any(): continue
+            if not keep[a:b].any(): continue
             ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)       # read and dropped; what is mapped stays in memory
-            res += np.bincount(np.repeat(ids, np.repeat(times[a:b], lens[a:b])), minlength=len(res))
+            res += np.bincount(ids[np.repeat(keep[a:b], lens[a:b])], minlength=len(res))
         return {self.types[i]: int(res[i]) for i in np.flatnonzero(res)}
 
     def vocab(self, pretrained=(), min_freq=3, max_vocab=60000) -> list: # as `text_vocab`
@@ -81,7 +81,7 @@ def _seen(df, encoding, cache):
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
 # %% ../nbs/api/corpus.ipynb #b853513b
-_format = 3
+_format = 4
 
 def _meta(d):
     "What a corpus says of itself; nothing where it cannot be read, or is of another version"
@@ -94,27 +94,24 @@ def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdi
 def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
 
 def _build(d, key, df, tok, encoding, n_workers, progress):
-    names,counts,lens,whole,h = [],np.zeros(0, np.int64),[],0,hashlib.sha256()
+    names,lens,whole,h = [],[],0,hashlib.sha256()
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
         for ids,n,new,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root):
             names += new
-            counts,old = np.bincount(ids, minlength=len(names)),counts
-            counts[:len(old)] += old
             raw.write(ids)
             lens.append(n)
             whole += w
             h.update(digests)
-    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-    order = order[np.argsort(-counts[order], kind='stable')]
-    dtype = np.min_scalar_type(max(len(names) - 1, 0))
-    rank = np.argsort(order).astype(dtype)
-    with open(d/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
-        while block := raw.read(2**24): f.write(rank[np.frombuffer(block, np.int32)])
-    (d/'raw').unlink()
-    np.save(d/'offsets.npy', np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64))
-    (d/'types.json').write_text(json.dumps([names[i] for i in order]))
-    meta = dict(format=_format, key=key, texts=len(items), tokens=int(counts.sum()), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
+    dtype,offsets = np.min_scalar_type(max(len(names) - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
+    if dtype.itemsize == 4: (d/'raw').rename(d/'ids.bin')                                             # as large corpora are: no second pass
+    else:
+        with open(d/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
+            while block := raw.read(2**24): f.write(np.frombuffer(block, np.int32).astype(dtype))
+        (d/'raw').unlink()
+    np.save(d/'offsets.npy', offsets)
+    (d/'types.json').write_text(json.dumps(names))
+    meta = dict(format=_format, key=key, texts=len(items), tokens=int(offsets[-1]), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
     (d/'meta.json').write_text(json.dumps(meta, indent=1))
     return h.hexdigest()
 

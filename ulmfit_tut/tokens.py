@@ -53,7 +53,7 @@ class _Work:
 
 def _start(*how):
     global _work
-    gc.freeze()                                           # what was made before the fork is not looked through again, and stays shared
+    gc.freeze(); gc.set_threshold(100_000)                # what was made before the fork is not looked through again, and stays shared; what comes is lists of strings
     _work = _Work(*how)
 
 def _run(items): return _work(items)
@@ -97,7 +97,7 @@ def encode_texts(
             while todo: yield todo.popleft().result()
     table,known = {},defaultdict(lambda: np.zeros(0, np.int32))                                       # tokens' numbers here, and by process of its numbers
     for process,ids,lens,at,names,*rest in bar(results()):
-        new = [t for t in names if t not in table]
+        new = sorted(t for t in names if t not in table)                                              # the same with any number of workers
         table.update(zip(new, itertools.count(len(table))))
         here = known[process] = np.append(known[process], np.zeros(max(0, max(at, default=-1) + 1 - len(known[process])), np.int32))
         here[at] = [table[t] for t in names]

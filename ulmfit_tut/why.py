@@ -7,7 +7,6 @@ __all__ = ['why']
 
 # %% ../nbs/15_why.ipynb #c7d630a9
 from fastai.text.all import *
-from .batches import pad_windows
 from .encoder import _kind, about, words_of
 from .predict import _ids, _reading, _texts, decode_tokens, predict
 
@@ -43,7 +42,7 @@ def why(
             c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
             for b in chunked([[], *at], bs):
                 x = [np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in b]            # 0 is the number of `xxunk`
-                z = model(pad_windows(x, model[0].bptt, model[0].pad_idx).to(device))[0].float()
+                z = model(torch.from_numpy(np.stack(x)).to(device))[0].float()
                 odds.append(z[:, c] if several else z[:, c] - z[:, np.delete(range(len(classes)), c)].logsumexp(1))
             odds,toks = torch.cat(odds).cpu(),[[vocab[ids[i]] for i in o] for o in at]
             res.append(pd.DataFrame(dict(text=n, label=classes[c], word=[' '.join(decode_tokens(o) or o) for o in toks], score=(odds[0] - odds[1:]).numpy())))
