@@ -183,7 +183,7 @@ def text_dls(
     most = min(int(lens[i].sum()) - 1 for i in rows) if is_lm else len(rows[0])
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
     text_col,label_col = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label'))
-    labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label]
+    labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label.tolist()]
     several = isinstance(labels[rows[0][0]], list)
     classes = None if is_lm else list(map(str, label_col)) if several else sorted({labels[i] for o in rows for i in o})
     tfms = text_tfms(corpus, corpus.tok, corpus.vocab() if vocab is None else vocab, text_col, backwards, labels, label_col, classes, several)

@@ -66,20 +66,20 @@ class ChunkTokenizer:
         self.ends,self.starts = map(set, zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
         self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
-        self.pool,self.info,self.cuts,self.shape_info = map(array, 'iibi')
+        self.pool,self.cuts,self.shape_info,*self.info = map(array, 'ibi' + 9*'i')                # of a chunk an array for each kind: frequent chunks lie close together
         self.sides[frozenset()]
         self.near = functools.cache(lambda end, start: not self.pairs.isdisjoint(itertools.product(self.sides.names[end], self.sides.names[start])))
         self._add('\0', [BOS])
 
     def _add(self, chunk, toks, blank=0):
         self._learn()
-        self.info.extend((len(toks), len(self.pool), 0, 0, 0, _hash(chunk), _hash(chunk), 0, blank))
+        for o,v in zip(self.info, (len(toks), len(self.pool), 0, 0, 0, _hash(chunk), _hash(chunk), 0, blank)): o.append(v)
         self.pool.extend(map(self.types.__getitem__, toks))
         return self.chunks[chunk]
 
     def _learn(self):
         "Tokens of the chunks that are new, all at once: a line break keeps them apart for every rule, and for spaCy"
-        new = self.chunks.names[len(self.info)//9:]
+        new = self.chunks.names[len(self.info[0]):]
         if not new: return
         text = '\n'.join(new)
         reps = self.rep(text)
@@ -97,11 +97,11 @@ class ChunkTokenizer:
         a,tok = (size.cumsum() - size)[edges],cut[edges[:-1]] == 1
         toks = [low[i:j] for i,j in zip(a[:-1][tok].tolist(), a[1:][tok].tolist())]
         h = np.fromiter(map(hash, new), np.int64) & 0x7fffffff
-        rows = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h], 1).astype(np.int32)
+        cols = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h]).astype(np.int32)
         self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
         for i,(s,r) in enumerate(zip(new, reps.split('\n'))):                                   # what the rule for repeated words will see; equal hashes are a hint, the rule decides
-            if s != r: w = r.split(); rows[i, _FIRST:_BLANK] = _hash(w[0]),_hash(w[-1]),any(map(str.__eq__, w, w[1:]))
-        self.info.frombytes(rows.tobytes())
+            if s != r: w = r.split(); cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),any(map(str.__eq__, w, w[1:]))
+        for o,v in zip(self.info, cols): o.frombytes(v.tobytes())
 
     def _cut(self, shapes):
         "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
@@ -120,7 +120,7 @@ class ChunkTokenizer:
             self.shape_info.extend((*row, s[0] == ' ', self.sides[frozenset(start)], self.sides[frozenset(end)]))
         self.cuts.frombytes(cut.tobytes())
 
-    def _of(self, c, k): return np.frombuffer(self.info, np.int32).reshape(-1, 9)[c, k]
+    def _of(self, c, k): return np.frombuffer(self.info[k], np.int32)[c]
 
     def _mark(self, m):
         w = m[0]

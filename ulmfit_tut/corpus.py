@@ -72,11 +72,11 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
 def _files(df): return map(f'{df.attrs["path"]}/'.__add__, df.file.tolist())
 
 def _seen(df, encoding, cache):
-    "Where the digest of these files is remembered, and whether they rest: a file may change twice within one tick of its clock"
-    if 'text' in df: return None,False
+    "Where the digest of these files is remembered; whether they rest, for a file may change twice within one tick of its clock; their sizes"
+    if 'text' in df: return None,False,None
     what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, _files(df)))
     stats = np.fromiter(map((2**63 - 1).__and__, itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)         # 100,000 tuples would set Python's garbage collector to work
-    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9
+    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9,stats[:, 0]
 
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
@@ -93,11 +93,11 @@ def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdi
 
 def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
 
-def _build(d, key, df, tok, encoding, n_workers, progress):
+def _build(d, key, df, tok, encoding, n_workers, progress, sizes):
     names,lens,whole,h = [],[],0,hashlib.sha256()
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
-        for ids,n,new,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root):
+        for ids,n,new,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root, sizes):
             names += new
             raw.write(ids)
             lens.append(n)
@@ -131,7 +131,7 @@ def text_corpus(
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        key,(seen,rests) = tokenizer_key(tok),_seen(df, encoding, cache)
+        key,(seen,rests,sizes) = tokenizer_key(tok),_seen(df, encoding, cache)
         def place(content): return cache/_sha(_format, content, json.dumps(key, sort_keys=True))[:24]
         known = content = seen.read_text(errors='replace') if rests and seen.exists() else None
         if not content and any(o.get('texts') == len(df) and o.get('key') == key for o in map(_meta, cache.iterdir())): content = _content(df, encoding)
@@ -140,7 +140,7 @@ def text_corpus(
             with tempfile.TemporaryDirectory(dir=cache, prefix='.new-', ignore_cleanup_errors=True) as tmp:
                 new = Path(tmp)/'new'
                 new.mkdir()
-                content = _build(new, key, df, tok, encoding, n_workers, progress)
+                content = _build(new, key, df, tok, encoding, n_workers, progress, sizes)
                 if _seen(df, encoding, cache)[0] != seen: raise ValueError('Files have changed while they were read: once they are at rest, run it again')
                 path = place(content)
                 with contextlib.suppress(OSError):                                 # another process was first
@@ -148,7 +148,7 @@ def text_corpus(
                         print(f'{path.name} is damaged or of an older version: prepared again')
                         path.rename(Path(tmp)/'old')
                     new.rename(path)
-            if not _whole(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
+            if not _meta(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
         if rests and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:

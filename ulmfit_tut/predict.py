@@ -63,11 +63,10 @@ def predict(
         for rows in chunked(range(len(t)), 10_000):
             with _reading(o) as (model,device):
                 ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
-                n = model[0].bptt
-                for same in groupby(sorted(ids, key=lambda i: -len(ids[i])), lambda i: -(-len(ids[i])//n)).values():          # as many windows each, so none is padded in front
-                    for b in chunked(same, bs):
-                        x = pad_windows([ids[i] for i in b], n, model[0].pad_idx)[:, :len(ids[b[0]])]                # and all may end with the longest
-                        probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
+                for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
+                    x,ends = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx),[len(ids[i]) for i in (b[0], b[-1])]
+                    if len({-(-o//model[0].bptt) for o in ends}) == 1: x = x[:, :ends[0]]            # as many windows each: none is padded in front, and all may end with the longest
+                    probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
     if several: label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs]
     else: label = [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=texts.index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=texts.index)], axis=1)

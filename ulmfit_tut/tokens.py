@@ -60,9 +60,9 @@ def _run(items): return _work(items)
 
 def _file(o, root): return f'{root}/{o}' if root is not None else o if isinstance(o, Path) else None
 
-def _blocks(items, root):
+def _blocks(items, root, sizes=None):
     "Some hundred texts each, fewer where they are long: what a process holds does not grow with its texts"
-    ends = np.cumsum([2048 + (os.path.getsize(f) if (f := _file(o, root)) else len(o)) for o in items])
+    ends = np.cumsum([os.path.getsize(f) if (f := _file(o, root)) else len(o) for o in items] if sizes is None else sizes) + 2048*np.arange(1, len(items) + 1)
     cuts = 1 + np.flatnonzero(np.diff(ends//2**21))
     return [items[a:b] for a,b in itertools.pairwise([0, *cuts.tolist(), len(items)])]
 
@@ -72,14 +72,14 @@ def encode_texts(
     n_workers:int=None, # processes; default the number of cores, fewer for some hundred texts
     progress:bool=None, # a bar over the blocks; default from 5,000 texts
     encoding:str='utf8', # of files
-    root:Path=None # folder: `items` are names of files in it
+    root:Path=None, sizes=None # folder: `items` are names of files in it, whose sizes may be known
 ): # yields for each block: ids, tokens in each text, the tokens that get the next ids, texts that spaCy read whole, a digest of each text
     "Texts as numbers, in order, with bounded memory; `TypeError` for what is no text"
     if bad := [i for i,o in enumerate(items) if not isinstance(o, (str, Path))][:5]:
         raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
     tok = tok or get_tokenizer()
     if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
-    blocks = _blocks(items, root)
+    blocks = _blocks(items, root, sizes)
     if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)
     bar = partial(progress_bar, total=len(blocks), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
     def results():
