@@ -129,6 +129,27 @@ class OnCPU(MixedPrecision):
     def before_step(self): pass
     def after_step(self): pass
 
+class Scaled(MixedPrecision):
+    "`to_fp16` with its scaler, for a CPU, and the scale of each step"
+    rows = None
+    def before_fit(self):
+        self.autocast, self.scales, self.rows = torch.autocast('cpu', torch.bfloat16), [], self.rows or []
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=2.**8, growth_interval=4)
+    def after_step(self): super().after_step(); self.rows.append(self.learn.scaler.get_scale())
+
+def test_the_scaler_goes_on(corpus, tmp_path):
+    "Cut off in mid-stage: its scale does not start again, and the weights are those of an uninterrupted run"
+    plan, file, runs = [Stage(0, 3, 5e-3)], tmp_path/'s.safetensors', []
+    for stop in (None, Stop(3, 1, KeyboardInterrupt()), None):
+        learn = learner(corpus, 'classifier')
+        learn.add_cb(Scaled())
+        if stop:
+            with pytest.raises(KeyboardInterrupt), learn.added_cbs(stop): fit_stages(learn, plan, file=file)
+        else: fit_stages(learn, plan, file=file if runs else None)
+        runs.append((weights(learn), learn.scaled.rows))
+    (a, whole), _, (b, rest) = runs
+    assert same(a, b) and whole[-len(rest):] == rest and rest[0] > 2.**8 and len(rest) < len(whole)
+
 @pytest.mark.parametrize('stock', [True, False])
 def test_autocast_is_left(corpus, stock):
     "fastai leaves it on: later products of single precision come out as halves"
