@@ -13,10 +13,10 @@ from .predict import _ids, _reading, _texts, decode_tokens, predict
 # %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
     "Positions of the tokens of each word: its marks go with it, the sign of the start is none, and a piece without SentencePiece's `▁` belongs to the word before"
-    res,pieces,plain = [[]],any(t[0] == '▁' for t in toks),[t.lstrip('▁') for t in toks]
+    res,pieces,plain = [[]],any(t[:1] == '▁' for t in toks),[t.lstrip('▁') for t in toks]
     for i,t in enumerate(toks):
         if plain[i] in (BOS, EOS, PAD): continue
-        if pieces and t[0] != '▁' and len(res) > 1 and not res[-1]: res[-2].append(i); continue
+        if pieces and t[:1] != '▁' and len(res) > 1 and not res[-1]: res[-2].append(i); continue
         res[-1].append(i)
         if decode_tokens([plain[j] for j in res[-1]]) and not {TK_REP, TK_WREP} & {plain[j] for j in res[-1][-2:]}: res.append([])          # a mark of repetition, a number, the word
     return [o for o in res if o]
