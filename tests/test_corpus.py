@@ -281,3 +281,12 @@ def test_sentencepiece(short, tmp_path):
     stock = Tokenizer(a, rules=rules)
     assert [corpus[i] for i in range(len(short))] == [list(stock(o)) for o in short.text]
     assert text_corpus(short, get_tokenizer(tok=a), cache=tmp_path).path == corpus.path != text_corpus(short, get_tokenizer(tok=b), cache=tmp_path).path
+
+def test_damaged_and_cannot_be_replaced(short, tmp_path, monkeypatch):
+    "What is damaged is not opened, even if it cannot be moved out of the way"
+    df = get_texts(short, split_col='part')
+    f = text_corpus(df, cache=tmp_path).path/'ids.bin'
+    f.write_bytes(f.read_bytes()[::-1])
+    def refuse(*a): raise PermissionError('no')
+    monkeypatch.setattr(module.Path, 'rename', refuse)
+    fails(lambda: text_corpus(df, cache=tmp_path), 'could not be put in its place', kind=OSError)

@@ -148,7 +148,7 @@ def text_corpus(
                         print(f'{path.name} is damaged or of an older version: prepared again')
                         path.rename(Path(tmp)/'old')
                     new.rename(path)
-            if not _meta(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
+            if not _whole(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
         if rests and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:
