@@ -1,8 +1,8 @@
 """From texts to batches, stock fastai and ours side by side: time, memory, and whether the tokens are the same.
 
     python bench/text.py                        # embedded reviews, and 6,000 of IMDb where it lies: bench/results/text.json
-    python bench/text.py --sizes imdb           # all 100,000: stock takes ten minutes and more
-    python bench/text.py --sizes wiki --text F  # growth over 1, 10 and all tokens of a Wikipedia; ours alone
+    python bench/text.py --sizes imdb           # all 100,000: stock once, which takes minutes, ours three times
+    python bench/text.py --sizes wiki --text F  # growth over 1, 10, 20, 40 and all tokens of a Wikipedia; ours alone
 
 Stock's tokens are compared with ours one by one. For all of IMDb their digest goes to bench/results/tokens.json, which a test reads.
 Every measurement is a new process. Stock and ours take turns. Memory is the sum over the process and its workers, shared pages counted once,
@@ -117,34 +117,36 @@ def folder(size, tmp):
     return out
 
 def compare(size, repeats):
-    "Stock and ours by turns; the median counts"
+    "Stock and ours by turns, ours three times at least; the median counts"
     with tempfile.TemporaryDirectory() as d:
         tmp = Path(d)
         path, runs = tmp/size, {k: [] for k in ('prepare_stock', 'prepare_ours', 'open_ours', 'clas_stock', 'clas_ours')}
         if not path.exists(): path.symlink_to(folder(size, tmp))           # stock writes beside its folder: never into the user's
         for f in (o for d in ('train', 'test', 'unsup') for o in (path/d).rglob('*.txt')): f.read_bytes()                    # files in the page cache, for both
         print(f'{size}, {repeats} times', flush=True)
-        for i in range(repeats):
+        for i in range(max(repeats, 3)):
+            shutil.rmtree(tmp/f'ours{i-1}', ignore_errors=True)
+            for what in ('prepare_ours', 'open_ours'): runs[what].append(measure(what, path, tmp/f'ours{i}'))
+            if i >= repeats: continue
             shutil.rmtree(path.with_name(f'{path.name}_tok'), ignore_errors=True)
             runs['prepare_stock'].append(measure('prepare_stock', path, tmp/f'stock{i}'))
-            for what in ('prepare_ours', 'open_ours'): runs[what].append(measure(what, path, tmp/f'ours{i}'))
-        same = measure('same_tokens', path, tmp/'ours0')
+        same = measure('same_tokens', path, tmp/f'ours{i}')
         for i in range(repeats if size != 'imdb' else 0):
-            for what in ('clas_stock', 'clas_ours'): runs[what].append(measure(what, path, tmp/'ours0'))
+            for what in ('clas_stock', 'clas_ours'): runs[what].append(measure(what, path, tmp/f'ours{max(repeats, 3)-1}'))
         shutil.rmtree(path.with_name(f'{path.name}_tok'))
-    med = lambda what, k: sorted(r[k] for r in runs[what])[repeats//2]
+    med = lambda what, k: sorted(r[k] for r in runs[what])[len(runs[what])//2]
     res = {w: {k: med(w, k) for k in r[0]} for w, r in runs.items() if r}
     res['ratios'] = dict(prepare=med('prepare_stock', 'seconds')/med('prepare_ours', 'seconds'),
                          lm_batches=med('prepare_ours', 'lm_tokens_a_second')/med('prepare_stock', 'lm_tokens_a_second'))
     if runs['clas_ours']: res['ratios']['clas_batches'] = med('clas_ours', 'tokens_a_second')/med('clas_stock', 'tokens_a_second')
     print('  ratios: ' + ', '.join(f'{k} {v:.1f}' for k, v in res['ratios'].items()))
-    return {**res, 'tokens': same, 'repeats': repeats}
+    return {**res, 'tokens': same, 'repeats': {k: len(o) for k, o in runs.items() if o}}
 
 def growth(text):
-    "The first 1, 10 and all million tokens of a Wikipedia (a blank line ends an article), a file an article"
+    "The first 1, 10, 20, 40 and all million tokens of a Wikipedia (a blank line ends an article), a file an article"
     articles = [o for o in Path(text).read_text(encoding='utf8').split('\n\n') if o.strip()]
     chars, rows = sum(map(len, articles)), []
-    for share in (1/79, 10/79, 1):
+    for share in (1/79, 10/79, 20/79, 40/79, 1):
         with tempfile.TemporaryDirectory() as d:
             n, out = 0, Path(d)/'wiki'
             for p in ('train/a', 'train/b', 'test/a', 'test/b', 'unsup'): (out/p).mkdir(parents=True)

@@ -113,9 +113,9 @@ def test_all_parts_of_a_tokenizer_count():
     assert len(set(keys)) == len(keys) and key(SpacyTokenizer('de'), []) == keys[0]
 
 def test_files_that_change_meanwhile(folder, tmp_path, monkeypatch):
-    build = module._build
-    def slow(*a): build(*a); (folder/'train/bad/1.txt').write_text('Changed meanwhile.')
-    monkeypatch.setattr(module, '_build', slow)
+    encode = module.encode_texts
+    def late(*a): (folder/'train/bad/1.txt').write_text('Changed meanwhile.'); yield from encode(*a)
+    monkeypatch.setattr(module, 'encode_texts', late)
     fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), 'changed while they were read')
     assert not list((tmp_path/'c').glob('*/meta.json'))
 

@@ -39,7 +39,12 @@ def test_special_cases_side_by_side(text): same([text])
        st.sampled_from(['', *',.!?;:']), st.sampled_from(['', '"', ')']), st.sampled_from(['', *',.!?;:'])).map(''.join))
 def test_words_with_punctuation(text): same([text])
 
-@pytest.mark.parametrize('text', ['', ' ', '\n', '\x00', '\x00 no no no', 'x\naaa', 'x\nb', '1111 1 1', 'x\nno no no', 'no no no yes yes yes', 'x\n/b', '\n\n  y', '😀\u200d👩:-) :3—é',
+@settings(max_examples=800, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.sampled_from(['no', 'no', 'no', 'No', 'nono', 'no.', "no'", 'nooo', 'ooono', '...', 'oooo', 'oooo', 'o', 'o', 'xxrep', 'xxrep', '333', '3', '4444', '4', '(no', 'a']),
+       st.sampled_from([' ', ' ', ' ', '  ', '\n', '\xa0'])).map(''.join), max_size=8).map(''.join), max_size=3))
+def test_the_same_word_again(texts): same(texts)
+
+@pytest.mark.parametrize('text', ['', ' ', '\n', '\x00', '\x00 no no no', 'x\naaa', 'x\nb', '1111 1 1', 'o oooo 4 o o', '4444 4', '333 3', 'xxrep xxrep oooo 4 o o o o', 'no no no.', 'no no nooo', 'no no', 'x\nno no no', 'no no no yes yes yes', 'x\n/b', '\n\n  y', '😀\u200d👩:-) :3—é',
     'a ' + '1'*111 + ' 1 1', "''em ''", 'http://www.imdb.com/title/tt0111161/', 'xxpad xxbos xxfld 1'])
 def test_by_hand(text): same([text])
 
@@ -72,7 +77,7 @@ def test_long_text():
 def test_50_mb():
     "One text of 50 MB: no limit, no cut"
     text = 'A long, long film. '*2_640_000
-    ids, lens, new, whole, _ = next(encode_texts([text, 'A film.']))
+    ids, lens, new, whole, *_ = next(encode_texts([text, 'A film.']))
     names, once = list(new), tokenize(['A long, long film. '])[0]
     assert len(text) > 50_000_000 and not whole and lens[0] == 1 + (len(once) - 1)*2_640_000
     assert [names[i] for i in ids[:len(once)]] == once and (ids[1:lens[0]].reshape(2_640_000, -1) == ids[1:len(once)]).all()

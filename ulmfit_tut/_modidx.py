@@ -217,6 +217,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ulmfit_tut.tokens._run': ('api/tokens.html#_run', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._start': ('api/tokens.html#_start', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.encode_texts': ('api/tokens.html#encode_texts', 'ulmfit_tut/tokens.py'),
+                                   'ulmfit_tut.tokens.file_stats': ('api/tokens.html#file_stats', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.get_tokenizer': ('api/tokens.html#get_tokenizer', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.text_digests': ('api/tokens.html#text_digests', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.tokenize': ('api/tokens.html#tokenize', 'ulmfit_tut/tokens.py')},

@@ -62,7 +62,7 @@ def _source(ds):
         texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
         ids,lens,types = _all_ids(texts, tl.tokenizer.tok)
         starts = lens.cumsum() - lens
-    ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.__getitem__, types), np.int64, len(types))
+    ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))
     return ds._source
 
 class _TextDL(TfmdDL):

@@ -16,7 +16,7 @@ from .rules import rule_sets
 # %% ../nbs/api/chunks.ipynb #9db4c501
 _blank,_lines = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*')            # white space that becomes a token, blanks before it do not change it; the usual one, sooner found
 _word = re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)       # not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
-_N,_AT,_LEFT,_START,_END,_FIRST,_LAST,_TWICE,_BLANK = range(9)   # what `info` holds of a chunk
+_N,_AT,_LEFT,_START,_END,_FIRST,_LAST,_ODD,_BLANK = range(9)   # what `info` holds of a chunk
 
 class _Numbers(dict):
     "Numbers for strings in the order of their first look-up, as `names` has them"
@@ -99,8 +99,9 @@ class ChunkTokenizer:
         h = np.fromiter(map(hash, new), np.int64) & 0x7fffffff
         cols = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h]).astype(np.int32)
         self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
-        for i,(s,r) in enumerate(zip(new, reps.split('\n'))):                                   # what the rule for repeated words will see; equal hashes are a hint, the rule decides
-            if s != r: w = r.split(); cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),any(map(str.__eq__, w, w[1:]))
+        for i,r in [(i, r) for i,(s,r) in enumerate(zip(new, reps.split('\n'))) if s != r]:        # what the rule for repeated words will see; equal hashes are a hint, the rule decides
+            w = r.split()
+            cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),1 + any(map(str.__eq__, w, w[1:]))
         for o,v in zip(self.info, cols): o.frombytes(v.tobytes())
 
     def _cut(self, shapes):
@@ -113,10 +114,10 @@ class ChunkTokenizer:
         cut[(codes == ord(' ')) | (codes == ord('\n'))] = 2
         width = np.array([len(o) + 1 for o in shapes])
         at = width.cumsum() - width
-        edge = range(1, 1 + max(map(len, self.ends | self.starts)))
+        starts,ends = tuple(self.starts),tuple(self.ends)
         for s,*row in zip(shapes, width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
             t = s.strip()
-            start,end = self.starts.intersection(t[:k] for k in edge),self.ends.intersection(t[-k:] for k in edge)
+            start,end = filter(t.startswith, starts) if t.startswith(starts) else (),filter(t.endswith, ends) if t.endswith(ends) else ()
             self.shape_info.extend((*row, s[0] == ' ', self.sides[frozenset(start)], self.sides[frozenset(end)]))
         self.cuts.frombytes(cut.tobytes())
 
@@ -142,11 +143,12 @@ class ChunkTokenizer:
         return np.array([0, self._add(f'\0\0{len(self.chunks)}', [replace_space(o.text) for o in toks][1:])])
 
     def _repeats(self, c):
-        "Texts in which a word may follow itself"
-        keep = np.flatnonzero(self._of(c, _BLANK) == 0)
-        d = c[keep]
-        may = keep[np.append(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST), False) | (self._of(d, _TWICE) > 0)]
-        return np.unique(np.searchsorted(np.flatnonzero(c == 0), may, side='right') - 1)
+        "Texts in which a word may follow itself twice"
+        keep,names = np.flatnonzero(self._of(c, _BLANK) == 0),self.chunks.names
+        d,odd = c[keep],self._of(c[keep], _ODD)
+        near = np.flatnonzero(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST))
+        near = [i for i in near.tolist() if odd[i+1:i+3].any() or i + 2 < len(d) and names[d[i+2]].startswith(names[d[i+1]])]
+        return np.unique(np.searchsorted(np.flatnonzero(c == 0), keep[[*near, *np.flatnonzero(odd > 1)]], side='right') - 1)
 
     def _merge(self, c):
         "Neighbours that one special case of spaCy may span become one chunk"

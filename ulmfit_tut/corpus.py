@@ -8,7 +8,6 @@ __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_c
 # %% ../nbs/api/corpus.ipynb #20b883a7
 import contextlib, errno, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
-from operator import attrgetter
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.text.all import *
@@ -16,7 +15,7 @@ from .data import read_text, text_vocab
 from .files import replacing
 from .rules import fix_entities
 from .chunks import ChunkTokenizer
-from .tokens import encode_texts, get_tokenizer, text_digests
+from .tokens import encode_texts, file_stats, get_tokenizer, text_digests
 
 # %% ../nbs/api/corpus.ipynb #f7198cee
 class TextCorpus:
@@ -42,7 +41,7 @@ class TextCorpus:
             if not keep[a:b].any(): continue
             ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)       # read and dropped; what is mapped stays in memory
             res += np.bincount(ids[np.repeat(keep[a:b], lens[a:b])], minlength=len(res))
-        return {self.types[i]: int(res[i]) for i in np.flatnonzero(res)}
+        return {t: n for t,n in zip(self.types, res.tolist()) if n}
 
     def vocab(self, pretrained=(), min_freq=3, max_vocab=60000) -> list: # as `text_vocab`
         "The vocabulary of the texts that models train on"
@@ -72,11 +71,10 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
 def _files(df): return map(f'{df.attrs["path"]}/'.__add__, df.file.tolist())
 
 def _seen(df, encoding, cache):
-    "Where the digest of these files is remembered; whether they rest, for a file may change twice within one tick of its clock; their sizes"
+    "Where the digest of these files is remembered; whether they rest, for a file may change twice within one tick of its clock; their `file_stats`"
     if 'text' in df: return None,False,None
-    what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, _files(df)))
-    stats = np.fromiter(map((2**63 - 1).__and__, itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)         # 100,000 tuples would set Python's garbage collector to work
-    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9,stats[:, 0]
+    stats = file_stats(_files(df))
+    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9,stats
 
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
@@ -93,16 +91,18 @@ def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdi
 
 def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
 
-def _build(d, key, df, tok, encoding, n_workers, progress, sizes):
-    names,lens,whole,h = [],[],0,hashlib.sha256()
+def _build(d, key, df, tok, encoding, n_workers, progress, stats):
+    names,lens,after,whole,h = [],[],[],0,hashlib.sha256()
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
-        for ids,n,new,w,digests in encode_texts(items, tok, n_workers, progress, encoding, root, sizes):
+        for ids,n,new,w,digests,s in encode_texts(items, tok, n_workers, progress, encoding, root, None if stats is None else stats[:, 0]):
             names += new
             raw.write(ids)
             lens.append(n)
             whole += w
             h.update(digests)
+            after.append(s)
+    if stats is not None and not np.array_equal(np.concatenate(after), stats): raise ValueError('Files have changed while they were read: once they are at rest, run it again')
     dtype,offsets = np.min_scalar_type(max(len(names) - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
     if dtype.itemsize == 4: (d/'raw').rename(d/'ids.bin')                                             # as large corpora are: no second pass
     else:
@@ -131,7 +131,7 @@ def text_corpus(
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        key,(seen,rests,sizes) = tokenizer_key(tok),_seen(df, encoding, cache)
+        key,(seen,rests,stats) = tokenizer_key(tok),_seen(df, encoding, cache)
         def place(content): return cache/_sha(_format, content, json.dumps(key, sort_keys=True))[:24]
         known = content = seen.read_text(errors='replace') if rests and seen.exists() else None
         if not content and any(o.get('texts') == len(df) and o.get('key') == key for o in map(_meta, cache.iterdir())): content = _content(df, encoding)
@@ -140,15 +140,15 @@ def text_corpus(
             with tempfile.TemporaryDirectory(dir=cache, prefix='.new-', ignore_cleanup_errors=True) as tmp:
                 new = Path(tmp)/'new'
                 new.mkdir()
-                content = _build(new, key, df, tok, encoding, n_workers, progress, sizes)
-                if _seen(df, encoding, cache)[0] != seen: raise ValueError('Files have changed while they were read: once they are at rest, run it again')
+                content = _build(new, key, df, tok, encoding, n_workers, progress, stats)
                 path = place(content)
-                with contextlib.suppress(OSError):                                 # another process was first
+                try:
                     if path.exists() and not _whole(path):
                         print(f'{path.name} is damaged or of an older version: prepared again')
                         path.rename(Path(tmp)/'old')
                     new.rename(path)
-            if not _whole(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place')
+                except OSError:                                                    # another process was first
+                    if not _whole(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place') from None
         if rests and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:

@@ -186,7 +186,7 @@ def text_vocab(
 ) -> list: # special tokens, pretrained words, then new words by falling count, ties in alphabetical order
     "Vocabulary of a corpus on top of a pretrained one; the same on every machine"
     counts,special = toks if isinstance(toks, dict) else Counter(t for o in toks for t in o),defaults.text_spec_tok
-    own = sorted((t for t,c in counts.items() if c >= min_freq), key=lambda t: (-counts[t], t))
+    own = sorted(sorted(t for t,c in counts.items() if c >= min_freq), key=counts.get, reverse=True)          # equal counts stay in alphabetical order
     both = [*(pretrained or special), *own]
     if len(dict.fromkeys(both)) > max_vocab: both = [*special, *own, *pretrained]
     return list(dict.fromkeys(both))[:max_vocab]
