@@ -1,6 +1,6 @@
 """What a step of stock fastai's language model waits for, and what takes the wait away: one function a lever, all on stock learners, all with stock's loss.
 
-    loader   ids cut into batches by slicing, and not text by text (stock: 78 thousand tokens a second)
+    loader   ids cut into batches by slicing, and not text by text
     device   those ids lie on the GPU, nothing is sent per batch; needs `loader`
     sync     the running loss and the validation metrics stay on the GPU: no step waits to be read
     rows     embedding dropout on the rows that a batch uses, and not on the whole matrix (the same numbers drawn)

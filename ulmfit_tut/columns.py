@@ -92,7 +92,7 @@ class ColumnsHead(Module):
         self.n_cols,self.bptt,old = sum(n for _,n in emb_szs) + n_cont,head.bptt,head.layers[0]
         lin,drop,act = (next((o for o in old if isinstance(o, k)), None) for k in (nn.Linear, nn.Dropout, nn.ReLU))
         wide = LinBnDrop(lin.in_features + self.n_cols, lin.out_features, p=drop.p if drop else 0., act=act)
-        wide[-1 if act is None else -2].weight.data.zero_()
+        wide[-1 if act is None else -2].weight.data.zero_()                      # the linear layer
         for k,v in wide.state_dict().items():
             if v.dim(): v[..., :old.state_dict()[k].shape[-1]] = old.state_dict()[k]
         self.embeds,self.layers = nn.ModuleList(Embedding(*o) for o in emb_szs),nn.Sequential(wide, *head.layers[1:])

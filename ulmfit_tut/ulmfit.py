@@ -62,7 +62,7 @@ def _arms(c):
     names = {('none', False): arms['scratch'], ('none', True): 'language model and classifier from scratch', ('movies', False): 'movies, LM as it ships'}
     plain = dict(scratch='none', direct='wiki' if c['pretrained'] == 'movies' else c['pretrained'])
     todo = [(start, [0, 0]) for k,start in plain.items() if k in c['compare']] + [(c['pretrained'], c['lm_epochs'])]
-    todo = [o for i,o in enumerate(todo) if o not in todo[i+1:]]
+    todo = [o for i,o in enumerate(todo) if o not in todo[i+1:]]                                      # what would come twice is trained once
     return [(names.get((s, any(e))) or (f'ULMFiT from {s}' if any(e) else arms['direct'].format(s)), {**c, 'pretrained': s, 'lm_epochs': e}) for s,e in todo]
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
@@ -83,7 +83,7 @@ def ulmfit(
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
     backwards:bool=False, # read texts from the end
-    seed:int=42, # fixes every random choice: on a CPU two runs write the same bytes, times apart
+    seed:int=42, # fixes every random choice: on a CPU two runs write the same bytes, but for the times
     compare=('majority', 'tfidf'), # what else is run on the same texts: any of `majority`, `tfidf`, `scratch`, `direct`
     device:str=None, # `cpu` or `cuda`; default the fastest at hand. On `cuda` it trains in fastai's `to_fp16`
     cache:Path=None, # folder of tokenized corpora, as in `text_corpus`
