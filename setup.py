@@ -19,9 +19,10 @@ version = re.search(r'^__version__\s*=\s*[\'"](.+?)[\'"]', (here/name/'__init__.
 setup(
     version=version,
     keywords=cfg['keywords'].split(),
-    packages=find_packages(include=[name, f'{name}.*']),
+    packages=[*find_packages(include=[name, f'{name}.*']), f'{name}.results'],
+    package_dir={f'{name}.results': 'bench/results'},  # what was measured goes along, so that a page runs without a clone
     include_package_data=False,  # what `package_data` names goes in, wherever the build starts from
-    package_data={name: lines('package_data')},
+    package_data={name: lines('package_data'), f'{name}.results': ['*.json', '*.csv']},
     install_requires=lines('requirements'),
     extras_require={k.removesuffix(suffix): lines(k) for k in cfg if k.endswith(suffix)},
     entry_points=dict(console_scripts=lines('console_scripts'), nbdev=[f'{name}={name}._modidx:d']),

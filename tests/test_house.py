@@ -71,6 +71,15 @@ def test_what_is_exported_has_an_example():
             shown.append(any(c and not re.match(r'#\| *(export|hide)', o) for c, o in cells[i+1:i+3]))
     assert len(shown) > 40 and sum(shown)/len(shown) >= 5/6
 
+def test_a_downloaded_chapter_runs():
+    "Beside the package a chapter reads nothing of the repository, but for one cell that says so"
+    wanted = {"'../bench/results'), Path(ulmfit_tut", "'../settings.ini').exists()", "'../bench/pretrain.py')", "sys.path.append('../bench')"}
+    for f in sorted((root/'nbs').glob('[01]*.ipynb')):
+        code = '\n'.join(''.join(o['source']) for o in json.loads(text(f))['cells'] if o['cell_type'] == 'code')
+        odd = [l for l in code.splitlines() if "'../" in l and not any(o in l for o in wanted)]
+        assert not odd, (f.name, odd)
+        if "sys.path.append('../bench')" in code: assert 'wants a clone' in text(f), f.name
+
 def test_import_patches_nothing():
     "Importing every module leaves the classes and functions of fastai and fastcore, the random state and the threads alone."
     names = ['.'.join(p.relative_to(root).with_suffix('').parts).removesuffix('.__init__') for p in modules]
@@ -106,6 +115,7 @@ def dist(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('dist')
     for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(root/f, tmp)
     shutil.copytree(lib, tmp/lib.name, ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(root/'bench/results', tmp/'bench/results')
     res = subprocess.run([sys.executable, '-m', 'build', '--no-isolation'], cwd=tmp, capture_output=True, text=True)
     assert not res.returncode, res.stdout + res.stderr
     return tmp/'dist'
@@ -114,7 +124,7 @@ def test_wheel(dist):
     "The wheel holds modules and data and nothing else; its metadata say what settings.ini says."
     whl = zipfile.ZipFile(next(dist.glob('*.whl')))
     info = f'{lib.name}-{version()}.dist-info/'
-    assert {o for o in whl.namelist() if not o.startswith(info)} == {p.relative_to(root).as_posix() for p in lib.rglob('*.py')} | data()
+    assert {o for o in whl.namelist() if not o.startswith(info)} == {p.relative_to(root).as_posix() for p in lib.rglob('*.py')} | data() | {f'{lib.name}/results/{p.name}' for p in (root/'bench/results').iterdir()}
     meta = whl.read(info+'METADATA').decode().split('\n\n')[0].splitlines()
     assert {f'Version: {version()}', 'License-Expression: Apache-2.0', 'Requires-Python: >=3.11'} <= set(meta)
     assert {Requirement(o.split(': ')[1]) for o in meta if o.startswith('Requires-Dist') and 'extra ==' not in o} == {*map(Requirement, lines('requirements'))}
@@ -126,5 +136,5 @@ def test_wheel(dist):
 def test_sdist(dist):
     "The sdist holds the data and all that a build needs."
     with tarfile.open(next(dist.glob('*.tar.gz'))) as f: names = {o.partition('/')[2] for o in f.getnames()}
-    assert names >= {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'} | {p.relative_to(root).as_posix() for p in modules} | data()
+    assert names >= {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'} | {p.relative_to(root).as_posix() for p in modules} | data() | {f'bench/results/{p.name}' for p in (root/'bench/results').iterdir()}
     assert any(o.endswith('.csv') for o in data())

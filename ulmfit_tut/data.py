@@ -7,14 +7,14 @@ __all__ = ['mini_reviews_df', 'mini_reviews', 'read_text', 'texts_from_folder', 
            'text_vocab', 'PadChunks']
 
 # %% ../nbs/02_data.ipynb #7ad9c3a3
-import contextlib, os, tempfile
+import contextlib, os, tempfile, ulmfit_tut
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.text.all import *
 
 # %% ../nbs/02_data.ipynb #01ee22eb
-_files = Path(__file__).parent/'data_files' if '__file__' in globals() else Path('../ulmfit_tut/data_files')
+_files = Path(ulmfit_tut.__file__).parent/'data_files'
 
 def mini_reviews_df() -> pd.DataFrame: # 1,200 rows: `split` (train, test, unsup), `label` (neg, pos or empty), `film`, `rating` (1-10), `text`
     "The embedded reviews as a table"

@@ -7,11 +7,11 @@ __all__ = ['pretrained_names', 'read_vocab', 'pretrained_lm', 'lm_learner']
 
 # %% ../nbs/03_language_model.ipynb #4162eddf
 from fastai.text.all import *
-from .data import _fetch
+from .data import _fetch, _files
 from .files import load_weights
 
 # %% ../nbs/03_language_model.ipynb #be821e8e
-_models = Path(__file__).parent/'models' if '__file__' in globals() else Path('../ulmfit_tut/models')
+_models = _files.parent/'models'
 pretrained_names = ('wiki', 'movies', 'wt103', 'none')
 
 class _OnlyLists(pickle.Unpickler):
