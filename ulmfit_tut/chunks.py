@@ -9,7 +9,6 @@ __all__ = ['ChunkTokenizer']
 import functools, gc, itertools, re, threading
 import numpy as np
 from fastai.text.all import *
-from fastai.text.core import _re_wrep
 from array import array                                  # after fastai, which has another of this name
 from .rules import rule_sets
 
@@ -100,8 +99,7 @@ class ChunkTokenizer:
         cols = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h]).astype(np.int32)
         self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
         for i,r in [(i, r) for i,(s,r) in enumerate(zip(new, reps.split('\n'))) if s != r]:        # what the rule for repeated words will see; equal hashes are a hint, the rule decides
-            w = r.split()
-            cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),1 + any(map(str.__eq__, w, w[1:]))
+            w = r.split(); cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),1 + any(map(str.__eq__, w, w[1:]))
         for o,v in zip(self.info, cols): o.frombytes(v.tobytes())
 
     def _cut(self, shapes):
@@ -115,8 +113,7 @@ class ChunkTokenizer:
         width = np.array([len(o) + 1 for o in shapes])
         at = width.cumsum() - width
         starts,ends = tuple(self.starts),tuple(self.ends)
-        for s,*row in zip(shapes, width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
-            t = s.strip()
+        for s,t,*row in zip(shapes, map(str.strip, shapes), width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
             start,end = filter(t.startswith, starts) if t.startswith(starts) else (),filter(t.endswith, ends) if t.endswith(ends) else ()
             self.shape_info.extend((*row, s[0] == ' ', self.sides[frozenset(start)], self.sides[frozenset(end)]))
         self.cuts.frombytes(cut.tobytes())
@@ -146,8 +143,7 @@ class ChunkTokenizer:
         "Texts in which a word may follow itself twice"
         keep,names = np.flatnonzero(self._of(c, _BLANK) == 0),self.chunks.names
         d,odd = c[keep],self._of(c[keep], _ODD)
-        near = np.flatnonzero(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST))
-        near = [i for i in near.tolist() if odd[i+1:i+3].any() or i + 2 < len(d) and names[d[i+2]].startswith(names[d[i+1]])]
+        near = [i for i in np.flatnonzero(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST)).tolist() if odd[i+1:i+3].any() or i + 2 < len(d) and names[d[i+2]].startswith(names[d[i+1]])]
         return np.unique(np.searchsorted(np.flatnonzero(c == 0), keep[[*near, *np.flatnonzero(odd > 1)]], side='right') - 1)
 
     def _merge(self, c):
@@ -167,10 +163,9 @@ class ChunkTokenizer:
         cs = [self._chunks(self.fix(o), o) for o in texts]
         self._learn()
         for i in self._repeats(np.concatenate(cs)):
-            y = self.rep(self.fix(texts[i]))
-            if not _re_wrep.search(y): continue
-            y = replace_wrep(y)
-            cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
+            x = self.rep(self.fix(texts[i]))
+            y = replace_wrep(x)
+            if y != x: cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
         self._learn()
         c = self._merge(np.concatenate(cs))
         w = np.flatnonzero(self._of(c, _BLANK))

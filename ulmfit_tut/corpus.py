@@ -98,10 +98,8 @@ def _build(d, key, df, tok, encoding, n_workers, progress, stats):
         for ids,n,new,w,digests,s in encode_texts(items, tok, n_workers, progress, encoding, root, None if stats is None else stats[:, 0]):
             names += new
             raw.write(ids)
-            lens.append(n)
+            lens.append(n); after.append(s); h.update(digests)
             whole += w
-            h.update(digests)
-            after.append(s)
     if stats is not None and not np.array_equal(np.concatenate(after), stats): raise ValueError('Files have changed while they were read: once they are at rest, run it again')
     dtype,offsets = np.min_scalar_type(max(len(names) - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
     if dtype.itemsize == 4: (d/'raw').rename(d/'ids.bin')                                             # as large corpora are: no second pass

@@ -45,19 +45,17 @@ class _Work:
     "Texts of one process as numbers; the name of a number goes with the first block that has it"
     def __init__(self, tok, encoding, root): store_attr(); self.names = None
     def __call__(self, items):
-        tok,files = self.tok,[_file(o, self.root) for o in items]
+        tok,whole,files = self.tok,getattr(self.tok, 'n_whole', 0),[_file(o, self.root) for o in items]
         texts = [read_text(f, self.encoding) if f else o for f,o in zip(files, items)]
-        whole = getattr(tok, 'n_whole', 0)
         if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
         else:
             type_id,toks = defaultdict(itertools.count().__next__),[list(o) for o in tok(texts)]
             ids,lens = np.array([type_id[t] for o in toks for t in o], np.int32),np.array([len(o) for o in toks], np.int64)
             names = list(type_id)
         if names is not self.names: self.names,self.sent = names,np.zeros(0, bool)                # the numbers start again
-        has = np.bincount(ids, minlength=len(self.sent)) > 0
-        self.sent = np.append(self.sent, np.zeros(len(has) - len(self.sent), bool))
-        new = np.flatnonzero(has & ~self.sent)
-        self.sent |= has
+        self.sent = np.append(self.sent, np.zeros(max(0, ids.max(initial=-1) + 1 - len(self.sent)), bool))
+        new = np.flatnonzero((np.bincount(ids, minlength=len(self.sent)) > 0) > self.sent)
+        self.sent[new] = True
         return os.getpid(),ids,lens,new,[names[i] for i in new.tolist()],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
 
 def _start(*how):
