@@ -213,7 +213,7 @@ def test_valid_by_mask(corpus, vocab):
     mask = corpus.df.part.eq('train') & (corpus.df.index % 5 == 0)
     dls = text_dls(corpus, vocab, bs=4, valid=mask, device='cpu')
     assert list(dls.valid_ds.items) == np.flatnonzero(mask).tolist()
-    for bad in ([-1], [len(corpus)], mask[:9]):
+    for bad in ([-1], [len(corpus)], mask[:9], mask.astype(int), [3, 3], 'valid', [.5]):
         with pytest.raises(ValueError, match='valid'): text_dls(corpus, vocab, bs=4, valid=bad)
 
 def test_rows_as_numpy_counts_them(corpus, vocab):
@@ -222,7 +222,16 @@ def test_rows_as_numpy_counts_them(corpus, vocab):
     for bad in ([-2], [len(corpus)]):
         with pytest.raises(ValueError, match='of a corpus that has 0 to'): dls.test_dl(bad)
 
-@pytest.mark.parametrize('label', [lambda l: l == 'pos', lambda l: (l == 'pos')*1, lambda l: (l == 'pos')*1., lambda l: pd.Categorical(l)])
+def test_labels_that_are_no_labels(short, tmp_path):
+    "Of several labels a missing one is an error, and not a no"
+    df = get_texts(short.assign(a=[0, 1]*60, b=1).drop(columns='label'), label_col=['a', 'b'], split_col='part')
+    dls = text_dls(text_corpus(df, cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    rows = pd.DataFrame(dict(text=['Fine', 'Dull'], a=[1., 0.], b=[True, False]))
+    assert dls.test_dl(rows, with_labels=True).one_batch()[1].tolist() == [[1, 1], [0, 0]]
+    for bad in (float('nan'), .7, 2):
+        with pytest.raises((KeyError, ValueError)): dls.test_dl(rows.assign(a=bad), with_labels=True).one_batch()
+
+@pytest.mark.parametrize('label', [lambda l: l == 'pos', lambda l: np.where(l == 'pos', 7654321., 1234567.), lambda l: (l == 'pos')*1, lambda l: (l == 'pos')*1., lambda l: pd.Categorical(l)])
 def test_labels_of_every_kind_come_back(short, tmp_path, label):
     "A label at test time is the class that it was in training"
     df = short.assign(label=label(short.label.to_numpy()))
@@ -230,6 +239,11 @@ def test_labels_of_every_kind_come_back(short, tmp_path, label):
     rows = df[df.part.eq('test')]
     y = dls.test_dl(rows, with_labels=True, bs=64)
     assert torch.cat([b[1] for b in y]).tolist() == [int(short.label[rows.index[i]] == 'pos') for i in y.get_idxs()]
+
+def test_a_pickled_learner_says_what_it_lacks(short, tmp_path):
+    df = get_texts(short, split_col='part')
+    dls = pickle.loads(pickle.dumps(text_dls(text_corpus(df, cache=tmp_path), bs=4, seq_len=8, device='cpu')))
+    with pytest.raises(ValueError, match='its corpus stayed behind'): dls.valid.new()
 
 def test_columns_without_names(tmp_path):
     df = pd.DataFrame([['Fine film', 'a', 'train'], ['Dull film', 'b', 'train']]*8 + [['Fine', 'a', 'test'], ['Dull', 'b', 'test']])

@@ -36,6 +36,28 @@ def test_what_it_holds(short, tmp_path):
     assert [c[i] for i in range(len(c))] == list(toks)
     assert c.ids.dtype == np.uint16 and len(c.types) > 256 and c.types == sorted(c.types) and c.counts(range(len(c))) == Counter(t for o in toks for t in o)
 
+def test_rows_of_a_corpus(short, tmp_path):
+    "Counted by position or by mask, from the end too; and what is done to the table afterwards is nothing to the corpus"
+    df = get_texts(short, split_col='part')
+    c, toks = text_corpus(df, cache=tmp_path), tokenize(short.text)
+    assert c[-1] == toks[-1] and c[np.int64(2)] == toks[2] and [len(o) for o in c] == [len(o) for o in toks]
+    for bad in (len(c), -len(c) - 1):
+        with pytest.raises(IndexError): c[bad]
+        with pytest.raises(IndexError): c.counts([bad])
+    mask = c.df.part.eq('test')
+    assert c.counts(mask) == c.counts(mask.tolist()) == c.counts(np.flatnonzero(mask)) == Counter(t for o, m in zip(toks, mask) if m for t in o)
+    assert c.counts([-1]) == Counter(toks[-1]) and c.counts([]) == {}
+    labels = df.label.tolist()
+    df.sort_values('label', inplace=True)
+    assert c.df.label.tolist() == labels
+
+def test_clearing_leaves_what_is_not_ours(short, tmp_path):
+    text_corpus(get_texts(short, split_col='part'), cache=tmp_path)
+    (tmp_path/'project').mkdir()
+    for f in ('project/meta.json', 'seen-list.txt', 'thesis.txt'): (tmp_path/f).write_text('{}')
+    assert clear_corpora(tmp_path) == 1
+    assert {o.relative_to(tmp_path).as_posix() for o in tmp_path.rglob('*')} == {'project', 'project/meta.json', 'seen-list.txt', 'thesis.txt'}
+
 def test_many_types(tmp_path):
     "More than two bytes can count"
     c, v = 'bcdfghklmnprtvz', 'aeiou'
@@ -116,7 +138,7 @@ def test_files_that_change_meanwhile(folder, tmp_path, monkeypatch):
     encode = module.encode_texts
     def late(*a): (folder/'train/bad/1.txt').write_text('Changed meanwhile.'); yield from encode(*a)
     monkeypatch.setattr(module, 'encode_texts', late)
-    fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), 'changed while they were read')
+    fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), 'changed while they were read, train/bad/1.txt and 0 more')
     assert not list((tmp_path/'c').glob('*/meta.json'))
 
 class Every:

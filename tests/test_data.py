@@ -1,8 +1,9 @@
 """What makes a bad source: each a clear error before any work, with nothing written."""
+import warnings
 import pandas as pd, pytest
 from fastai.text.all import URLs
 from ulmfit_tut import data
-from ulmfit_tut.batches import text_dls
+from ulmfit_tut.batches import CorpusText, text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, text_vocab, texts_from_df, texts_from_folder
 
@@ -74,6 +75,18 @@ def test_columns():
     fails(lambda: texts_from_df(df.assign(label=list('xyxyxz')), split_col='part'), "['z']")
     fails(lambda: texts_from_df(df.assign(label=list('xyyyxy')), split_col='part'), "one text of class 'x'")
 
+def test_several_labels_are_0_or_1():
+    df = pd.DataFrame(dict(text=[f'text {i}' for i in range(8)], a=[1, 0, '1', 'True', 1., True, 0., '0.0'], b=[0, 1]*4, part=['train']*6 + ['test', 'unsup']))
+    assert texts_from_df(df, label_col=['a', 'b'], split_col='part').label.tolist() == [('a',), ('b',), ('a',), ('a', 'b'), ('a',), ('a', 'b'), (), '']
+    for bad in (2, .5, None, float('nan'), 'yes', ''):
+        with pytest.raises(ValueError, match=r"'a' is neither 0 nor 1 in rows \[2\]"): texts_from_df(df.assign(a=[*df.a[:2], bad, *df.a[3:]]), label_col=['a', 'b'], split_col='part')
+        texts_from_df(df.assign(a=[*df.a[:7], bad]), label_col=['a', 'b'], split_col='part')
+
+def test_the_same_text_on_both_sides_is_told():
+    df = pd.DataFrame(dict(text=['good', 'bad', 'good film', 'bad film', 'good', 'worse'], label=['a', 'b']*3, part=['train']*4 + ['test']*2))
+    with pytest.warns(UserWarning, match='of the test texts 1 stand in another part'): texts_from_df(df, split_col='part')
+    with warnings.catch_warnings(action='error'): texts_from_df(df.assign(text=[*df.text[:4], 'fine', 'worse']), split_col='part')
+
 def test_labels_of_every_kind():
     "Numbers with gaps, booleans, the words None and N/A: what is meant, not what a parser makes of it"
     df = pd.DataFrame(dict(text=['None', 'N/A', *'cdefgh'], label=[0, 1]*4, part=['train']*4 + ['test']*2 + ['unsup']*2))
@@ -88,6 +101,36 @@ def test_split_words(tmp_path):
     for d in (df, df.assign(is_valid=df.is_valid.astype(int)), df.assign(is_valid=df.is_valid.map({False: 'TRAIN', True: 'Test'}))):
         assert texts_from_df(d, split_col='is_valid').part.tolist() == ['train']*4 + ['test']*2
     assert get_texts(tmp_path/'r.csv', split_col='is_valid', valid_pct=.5).part.eq('test').sum() == 2
+
+def test_rows_with_more_fields_than_the_header(tmp_path):
+    "pandas takes the first field for the name of the row, and the text is gone without a word"
+    f = tmp_path/'c.csv'
+    for rows in ('good film, really,a\nbad, no,b\n', '1,good,a\n2,bad,b\n'):
+        f.write_text('text,label\n' + rows*6)
+        fails(lambda: get_texts(f), f, 'loss of data', 'quotes')
+        fails(lambda: list(data._csv(f, 'utf8', chunksize=2, skip_blank_lines=False)), f, 'loss of data')
+    f.write_text('text,label\n' + '"good film, really",a\nbad,b\n'*6)
+    assert get_texts(f).text.str.startswith('good film, really').sum() == 6
+
+def test_columns_that_are_numbers():
+    "A table without a header has a column 0, which is not the same as none"
+    df = pd.DataFrame({0: ['train']*6 + ['test']*2, 1: list('abcdefgh'), 2: ['x', 'y']*4})
+    assert get_texts(df, 1, 2, split_col=0).part.tolist() == df[0].tolist()
+
+def test_a_field_that_is_missing():
+    df = pd.DataFrame(dict(a=['x', None, 'z'], b=['p', 'q', 'r'])).astype({'b': 'category'})
+    with pytest.raises(TypeError, match="'a'"): CorpusText(None, ['a', 'b']).texts(df)
+    assert CorpusText(None, ['b', 'a']).texts(df[:1]) == ['xxfld 1 p xxfld 2 x']
+    fails(lambda: texts_from_df(df.assign(b=pd.Categorical(['p', '  ', 'p']), label='l'), 'b'), 'rows [1]')
+
+def test_several_labels_and_none_are_cut_apart():
+    df = pd.DataFrame(dict(text=[f'text {i}' for i in range(100)], a=[0, 1]*50, b=1, part=['train']*10 + ['test']*5 + ['unsup']*85))
+    for seed in range(20): assert get_texts(df, label_col=['a', 'b'], split_col='part', seed=seed).query('part=="train"').is_valid.sum() == 1
+
+def test_what_macos_leaves_beside_a_text(folder):
+    n = len(get_texts(folder))
+    (folder/'train/bad/._0.txt').write_bytes(b'\0\5\x16\7')
+    assert len(get_texts(folder)) == n
 
 def test_class_without_training_text():
     df = pd.DataFrame(dict(text=list('abcdef'), label=list('xxyyxy'), part=['train', 'train', 'valid', 'valid', 'test', 'test']))

@@ -8,7 +8,7 @@ __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader',
 # %% ../nbs/api/batches.ipynb #bd5d6443
 from fastai.text.all import *
 from .corpus import TextCorpus
-from .data import join_fields
+from .data import _flags, join_fields
 from .tokens import _all_ids
 
 # %% ../nbs/api/batches.ipynb #3bf4b59a
@@ -42,9 +42,9 @@ class CorpusText(_LookUp):
 class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
-        if len(self.cols) > 1: return [str(c) for c in self.cols if int(o[c])]
+        if len(self.cols) > 1: return [str(c) for c in self.cols if _flags[str(o[c]).lower()]]
         v = o[self.cols[0]]
-        return f'{v:g}' if isinstance(v, float) and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
+        return str(int(v)) if isinstance(v, float) and v.is_integer() and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
 
 # %% ../nbs/api/batches.ipynb #d87c1475
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), numbers.Integral)
@@ -130,7 +130,7 @@ class TextLoader(_TextDL):
         self.ys,self.width = None,1 if process is None else self.lens.max(initial=1)                  # and of one width, to join them
         if len(dataset.tls) > 1 and len(dataset):
             tl = dataset.tls[1]
-            keys = [str(tl.corpus_label.rows[i]) for i in tl.items] if _rows(tl.items) else range(len(tl))
+            keys = [str(tl.corpus_label.there()[i]) for i in tl.items] if _rows(tl.items) else range(len(tl))
             _,one,codes = np.unique(keys, return_index=True, return_inverse=True)                        # each label is made once
             self.ys = torch.stack([tl[i] for i in one.tolist()])[codes]
 
@@ -175,8 +175,10 @@ def text_dls(
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
     if min(bs, seq_len) < 1: raise ValueError(f'bs={bs}, seq_len={seq_len}: both are at least 1')
     df,held = corpus.df,pd.Series(False, range(len(corpus.df)))
-    try: held.loc[np.asarray(df.is_valid if valid is None else valid)] = True
-    except (KeyError, IndexError): raise ValueError(f'valid={valid!r}: use a mask over all {len(df)} rows, or positions from 0 to {len(df) - 1}') from None
+    valid = np.asarray(df.is_valid if valid is None else valid)
+    if len(valid) != len(df) if valid.dtype == bool else len(np.unique(valid)) < valid.size or not np.isin(valid, range(len(df))).all():
+        raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
+    held.loc[valid] = True
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
     rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')

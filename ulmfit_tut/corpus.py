@@ -25,17 +25,18 @@ class TextCorpus:
         df:pd.DataFrame, # a row a text: `label`, `part`, `is_valid` as `get_texts` gives them
         tok=None # tokenizer of new texts
     ):
-        self.path,self.df,self.tok,self.meta = Path(path),df,tok,json.loads((Path(path)/'meta.json').read_text())
+        self.path,self.df,self.tok,self.meta = Path(path),df.copy(),tok,json.loads((Path(path)/'meta.json').read_text())
         self.ids = np.memmap(self.path/'ids.bin', self.meta['dtype'], 'r') if self.meta['tokens'] else np.zeros(0, self.meta['dtype'])
         self.offsets,self.types = np.load(self.path/'offsets.npy'),json.loads((self.path/'types.json').read_text())
 
     def __len__(self): return len(self.offsets) - 1
-    def __getitem__(self, i): return [self.types[o] for o in self.ids[self.offsets[i]:self.offsets[i+1]]]
+    def __getitem__(self, i): return [self.types[o] for o in self.ids[slice(*self.offsets[range(len(self))[i]:][:2])]]
 
     def counts(self, rows=None) -> dict: # token -> how often it occurs
         "Count the tokens of some texts, by default of those that models train on: train and unsup without what is held back"
-        if rows is None: rows = np.flatnonzero(self.df.part.ne('test') & ~self.df.is_valid)
-        res,keep,lens = np.zeros(len(self.types), np.int64),np.isin(np.arange(len(self)), rows),np.diff(self.offsets)
+        if rows is None: rows = self.df.part.ne('test') & ~self.df.is_valid
+        res,keep,lens = np.zeros(len(self.types), np.int64),np.zeros(len(self), bool),np.diff(self.offsets)
+        keep[np.asarray(rows) if len(rows) else []] = True
         cuts = 1 + np.flatnonzero(np.diff(self.offsets[:-1]//2**22))
         for a,b in itertools.pairwise([0, *cuts.tolist(), len(self)]):
             if not keep[a:b].any(): continue
@@ -96,11 +97,11 @@ def _build(d, key, df, tok, encoding, n_workers, progress, stats):
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
     with open(d/'raw', 'wb') as raw:
         for ids,n,new,w,digests,s in encode_texts(items, tok, n_workers, progress, encoding, root, None if stats is None else stats[:, 0]):
-            names += new
+            names += new; whole += w
             raw.write(ids)
             lens.append(n); after.append(s); h.update(digests)
-            whole += w
-    if stats is not None and not np.array_equal(np.concatenate(after), stats): raise ValueError('Files have changed while they were read: once they are at rest, run it again')
+    if stats is not None and len(bad := np.flatnonzero((np.concatenate(after) != stats).any(1)).tolist()):
+        raise ValueError(f'Files have changed while they were read, {df.file.iloc[bad[0]]} and {len(bad) - 1} more: once they are at rest, run it again')
     dtype,offsets = np.min_scalar_type(max(len(names) - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
     if dtype.itemsize == 4: (d/'raw').rename(d/'ids.bin')                                             # as large corpora are: no second pass
     else:
@@ -159,16 +160,15 @@ def list_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> pd.DataFrame: # a row a corpus
     "The corpora on disk, with their size"
-    ds = [(o, _meta(o)) for o in sorted(corpora_path(cache).glob('*')) if _whole(o)]
     return pd.DataFrame([dict(corpus=o.name, texts=m['texts'], tokens=m['tokens'], types=m['types'], tok=m['key']['tok'][:12], rules=str(m['key']['rules'])[:12],
-                              MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o,m in ds])
+                              MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o in sorted(corpora_path(cache).glob('*')) if _whole(o) for m in [_meta(o)]])
 
 def clear_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> int: # how many were removed
     "Remove all corpora, and what interrupted preparations have left; not while one is being made"
     cache = corpora_path(cache)
-    ds = [o for o in cache.glob('*') if (o/'meta.json').exists() or o.name.startswith('.new-')]
+    ds = [o for o in cache.glob('*') if re.fullmatch('[0-9a-f]{24}|[.]new-.*', o.name)]
     for o in ds: shutil.rmtree(o, ignore_errors=True)
-    for o in cache.glob('seen-*'): o.unlink()
+    for o in cache.glob(f'seen-{"[0-9a-f]"*24}'): o.unlink()
     return len(ds)

@@ -67,7 +67,7 @@ def texts_from_folder(
     if not labels and (odd := [o for names in found.values() for o in names if o not in (*classes, *unlabelled)]):
         raise ValueError(f'{path} has folders {odd} in valid or test, but not in train: add them there, or choose classes by labels=[...]')
     for d,c,part in [*((f'{p}/{c}', c, p) for p in found for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
-        files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt')) if (path/d).is_dir() else []
+        files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt') and not o.startswith('._')) if (path/d).is_dir() else []
         if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
         dfs.append(pd.DataFrame({'file': [f'{d}/{o}' for o in files], 'label': c, 'part': part}, dtype=str))
     df = pd.concat(dfs, ignore_index=True)
@@ -81,6 +81,7 @@ def _check(df, name):
     part = df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')
     if not part.eq('test').any(): raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
     df['part'],df['is_valid'] = part.replace('valid', 'train'),part.eq('valid')
+    if 'text' in df and (n := df.text[part.eq('test')].isin(df.text[part.ne('test')]).sum()): warnings.warn(f'{name}: of the test texts {n} stand in another part, too, word for word, and the accuracy on them promises too much')
     if df.label.map(type).eq(tuple).any(): return df                                           # several labels a text: any set of them will do
     counts = df[df.part.eq('train')].label.value_counts().sort_index()
     if len(counts) < 2: raise ValueError(f'{name} has one class in train, {list(counts.index)}: a classifier needs at least two')
@@ -90,10 +91,12 @@ def _check(df, name):
 
 # %% ../nbs/02_data.ipynb #f64bb9e1
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
+_flags = {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}
 
 def join_fields(df, cols):
     "One text a row; the fields of several columns marked `xxfld 1`, `xxfld 2`, as fastai's `tokenize_df` marks them"
     if len(cols) == 1: return df[cols[0]]
+    if bad := [c for c in cols if not all(isinstance(o, str) for o in df[c])]: raise TypeError(f'{bad}: not every row has a text there')
     return [' '.join(f'{FLD} {i} {o}' for i,o in enumerate(r, 1)) for r in df[list(cols)].itertuples(index=False)]
 
 def texts_from_df(
@@ -114,26 +117,27 @@ def texts_from_df(
         n = list(df.columns).count(c)
         if n != 1: raise ValueError(f'{name} has {n} columns named {c!r}; its columns are {list(df.columns)}: name the right ones by text_col=, label_col=, split_col=')
     df = df.reset_index(drop=True)
-    for c in text_cols: refuse(~df[c].map(lambda o: isinstance(o, str) and bool(o.strip())), f'{c!r} is empty or no text')
-    res = pd.DataFrame({'text': join_fields(df, text_cols)})
+    for c in text_cols: refuse([not isinstance(o, str) or not o.strip() for o in df[c]], f'{c!r} is empty or no text')
+    res = pd.DataFrame({'text': join_fields(df, text_cols), 'label': '', 'part': [_parts.get(str(o).lower()) for o in df[split_col]] if split_col is not None else 'train'})
     # 0.0 is the class 0 where some labels are missing
     if len(label_cols) == 1: res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)
-    else: res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if int(o)) for r in df[label_cols].itertuples(index=False)] if label_cols else ''
+    elif label_cols:
+        for c in label_cols: refuse(~df[c].map(lambda o: str(o).lower() in _flags) & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
+        res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flags.get(str(o).lower())) for r in df[label_cols].itertuples(index=False)]
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
-    res['part'] = [_parts.get(str(o).lower()) for o in df[split_col]] if split_col else 'train'
     res.loc[res.part.eq('unsup'), 'label'] = ''
     refuse(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False')
     refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty')
-    if not split_col and len(label_cols) == 1 and (few := res.label.value_counts()).min() < 3:
+    if split_col is None and len(label_cols) == 1 and (few := res.label.value_counts()).min() < 3:
         raise ValueError(f'{name} has {few.min()} texts of class {few.idxmin()!r}: three are the least, to train, to validate and to test; give it more, or leave the class out')
-    if not split_col: res['part'] = np.where(_cut(res, test_pct, seed), 'test', 'train')
+    if split_col is None: res['part'] = np.where(_cut(res, test_pct, seed), 'test', 'train')
     return _check(res, name)
 
 def _cut(df, pct, seed):
     "A boolean mask over rows: `pct` of each label's rows, at least one, chosen by `seed`"
     rng,mask = np.random.default_rng(seed),np.zeros(len(df), dtype=bool)
-    for _,idx in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), '')).indices.items()):
+    for _,idx in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), ' ')).indices.items()):
         mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
     return mask
 
@@ -152,7 +156,7 @@ def get_texts(
     from_df = partial(texts_from_df, text_col=text_col, label_col=label_col, split_col=split_col, seed=seed)
     from_folder = partial(texts_from_folder, labels=labels, unlabelled=unlabelled, encoding=encoding, read=read)
     if isinstance(source, pd.DataFrame): df = from_df(source)
-    elif isinstance(source, (list, tuple, pd.Series)): df = from_df(pd.DataFrame({'text': list(source)}), text_col='text', label_col=None)
+    elif isinstance(source, (list, tuple, L, pd.Series, np.ndarray)): df = from_df(pd.DataFrame({'text': list(source)}), text_col='text', label_col=None)
     elif source == 'mini': df = from_folder(mini_reviews())
     elif source == 'imdb': df = from_folder(*_fetch(URLs.IMDB))
     elif source == 'imdb_sample': df = from_df(*_csv(*_fetch(URLs.IMDB_SAMPLE, 'texts.csv'), encoding), split_col='is_valid', name='imdb_sample')
@@ -174,8 +178,9 @@ def _fetch(url, *files, kind='data', instead='source="mini"'):
 def _csv(f, encoding, **kwargs):
     "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
     if not Path(f).exists(): raise FileNotFoundError(f'No such file: {f}')
-    try: yield from pd.read_csv(f, encoding=encoding, dtype=str, keep_default_na=False, iterator=True, **kwargs)         # the text "None" is a text
-    except (ValueError, LookupError) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): try encoding="latin-1" or another') from None
+    with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning):             # of fields beyond the header, which pandas would drop; a comma too many is none
+        try: yield from pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)         # the text "None" is a text
+        except (ValueError, LookupError, pd.errors.ParserWarning) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(

@@ -6,7 +6,7 @@
 __all__ = ['replacing', 'save_weights', 'load_weights']
 
 # %% ../nbs/api/files.ipynb #11aa9798
-import hashlib, json, os, re
+import hashlib, json, os, re, threading
 from contextlib import contextmanager
 from pathlib import Path
 from safetensors.torch import load, save
@@ -17,7 +17,7 @@ def replacing(path:Path): # yields a path beside it, which takes its place when 
     "Write the file `path`, or replace it, all or nothing"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
     tmp.unlink(missing_ok=True)                              # of a killed process that had the same number
     try:
         yield tmp
@@ -52,8 +52,7 @@ def load_weights(
     "Weights and what belongs to them; `ValueError` for a damaged file and for one of another kind"
     data,remedy = Path(file).read_bytes(),'take another copy, or write it anew with this package'
     end = 8 + int.from_bytes(data[:8], 'little')
-    m = end <= len(data) and _digest.search(data[:end])
-    if not m: raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
+    if not (m := end <= len(data) and _digest.search(data[:end])): raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
     if hashlib.sha256(data.replace(m[1], _blank, 1)).hexdigest() != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')
     meta = {k: json.loads(v) for k,v in json.loads(data[8:end])['__metadata__'].items() if k not in ('format', 'digest')}
     if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)}: it is a file of another kind{": " + str(meta["kind"]) if "kind" in meta else ""}')
