@@ -61,6 +61,7 @@ def test_columns_by_hand(df):
 
 def test_one_kind_alone():
     t = pd.DataFrame(dict(shop=['a', 'b', 'a'], stars=[1, 2, 3]))
+    with pytest.raises(ValueError, match='none at all'): Columns(t.assign(stars=np.nan), 'shop', 'stars')
     assert Columns(t, 'shop')(t)[1].shape == (3, 0) and Columns(t, [], 'stars')(t)[0].shape == (3, 0)
 
 def test_the_lists_of_the_caller_stay(df):

@@ -100,6 +100,13 @@ def test_whole_but_wrong(corpus, vocab, enc, tmp_path, short):
     with pytest.raises(Exception): load_encoder(bare, enc)
     assert same(before, weights(bare))
 
+def test_windows_of_one_length(corpus, vocab, enc):
+    "A classifier that reads other windows than its texts are padded for: its answers would depend on the neighbours"
+    set_seed(2)
+    learn = text_classifier_learner(text_dls(corpus, vocab, bs=4, seq_len=8, device='cpu'), AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=72)
+    refused(load_encoder, learn, enc, 'seq_len=72', 'pad for 8')
+    refused(load_text_model, learn, enc, 'seq_len=72')
+
 def test_every_road_in(corpus, vocab, enc, tmp_path):
     "Encoder, language model and classifier files; into both kinds of learner, wrapped or not; fastai's own file and back"
     source, want = lm_of(corpus, vocab), None

@@ -52,6 +52,33 @@ def test_alone_as_in_any_batch(df, texts):
         got = predict(learn, [texts[i] for i in order], bs=bs).iloc[:, 1:].to_numpy()
         assert np.abs(got - alone[order]).max() < 1e-5
 
+@pytest.mark.parametrize('bs', (2, 64))
+def test_alone_beyond_what_is_pooled(df, bs):
+    "Texts longer than `max_len`, which is no multiple of the window: which windows are pooled must not hang on the longest neighbour"
+    learn, words = classifier(df, max_len=40), ' '.join(mini_reviews_df().text[:9]).split()
+    longer = [' '.join(words[:n]) for n in range(20, 120)]
+    alone = np.concatenate([predict(learn, t).iloc[:, 1:].to_numpy() for t in longer])
+    assert np.abs(predict(learn, longer, bs=bs).iloc[:, 1:].to_numpy() - alone).max() < 1e-5
+    assert np.abs(learn.get_preds(dl=learn.dls.test_dl(longer, bs=bs))[0].numpy() - alone).max() < 1e-5
+
+def test_a_classifier_without_a_bound(df, texts):
+    learn = classifier(df, max_len=None)
+    alone = np.concatenate([predict(learn, t).iloc[:, 1:].to_numpy() for t in texts])
+    assert np.abs(predict(learn, texts).iloc[:, 1:].to_numpy() - alone).max() < 1e-5
+
+def test_several_labels_with_any_loss(short):
+    df = get_texts(short.assign(a=[0, 1]*60, b=1).drop(columns='label'), label_col=['a', 'b'], split_col='part')
+    dls = text_dls(text_corpus(df), bs=8, seq_len=16, device='cpu')
+    one, other = (text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16, loss_func=f) for f in (None, F.binary_cross_entropy_with_logits))
+    other.model.load_state_dict(one.model.state_dict())
+    assert predict(one, ['Fine film']).equals(predict(other, ['Fine film']))
+
+def test_columns_that_are_numbers(df):
+    table = pd.DataFrame({0: df.text, 1: df.label, 2: df.part})
+    c = text_corpus(get_texts(table, 0, 1, 2))
+    learn = text_classifier_learner(text_dls(c, bs=8, seq_len=16, device='cpu'), AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16)
+    assert predict(learn, table[:3]).equals(predict(learn, table[0][:3]))
+
 def test_as_stock_says_of_one_text(df, texts):
     "fastai's own `predict`, on texts without blanks that its rules leave behind (pains: D6)"
     learn = classifier(df)
@@ -141,6 +168,8 @@ def test_command(df, texts, tmp_path):
     assert r.returncode == 0, r.stderr
     assert np.abs(pd.read_csv(tmp_path/'out.csv').pos - predict(learn, some).pos).max() < 1e-5
     assert cmd(f, tmp_path/'in.csv', tmp_path/'out.csv').returncode == 1 and cmd(tmp_path/'no', tmp_path/'in.csv', tmp_path/'o').returncode == 1
+    r = cmd(f, tmp_path/'in.csv', tmp_path/'o', '--device', 'gpu')
+    assert r.returncode == 1 and r.stderr.startswith('ulmfit-predict: ') and 'Traceback' not in r.stderr
 
 # --- generation ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -176,7 +205,7 @@ def test_generate(df):
     greedy = generate(learn, 'The film', 12, temperature=0)
     assert greedy == generate(learn, 'The film', 12, top_k=1) == generate(learn, 'The film', 12, min_p=1.) == generate(learn, 'The film', 12, n=3, temperature=0)[:1]
     assert generate(lm(df, backwards=True), 'the film', 5, seed=0)[0].endswith('the film')
-    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
+    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(top_k=2.5), 'whole number'), (dict(top_p=2), 'top_p'), (dict(n_words='9'), 'whole number'), (dict(min_p='a'), 'a number'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
         with pytest.raises(ValueError, match=has): generate(learn, 'The film', **kw)
 
 def test_next_words_by_hand():
@@ -184,6 +213,8 @@ def test_next_words_by_hand():
     assert next_words(logits)[0].tolist() == pytest.approx([.5, .25, .125, .125])
     assert next_words(logits, top_k=2)[0].tolist() == pytest.approx([2/3, 1/3, 0, 0])
     assert next_words(logits, min_p=.5)[0].tolist() == pytest.approx([2/3, 1/3, 0, 0])
+    for p, want in [(.4, [1, 0, 0, 0]), (.6, [2/3, 1/3, 0, 0]), (.8, [4/7, 2/7, 1/7, 0]), (1, [.5, .25, .125, .125])]: assert next_words(logits, top_p=p)[0].tolist() == pytest.approx(want)
+    assert next_words(logits.flip(-1), top_p=.6)[0].tolist() == pytest.approx([0, 0, 1/3, 2/3])
     assert next_words(logits, temperature=.5)[0].tolist() == pytest.approx((np.array([.25, .0625, .015625, .015625])/.34375).tolist())
     assert next_words(logits, temperature=0)[0].tolist() == [1, 0, 0, 0]
 

@@ -19,7 +19,7 @@ def parse_args(
     src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
     nargs = dict(source='?', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
-    choices = dict(pretrained=['wiki', 'movies', 'wt103', 'none'], compare=['majority', 'tfidf', 'scratch', 'direct'], device=['cpu', 'cuda', 'mps'])
+    choices = dict(compare=['majority', 'tfidf', 'scratch', 'direct'], device=['cpu', 'cuda', 'mps'])
     for a,value in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
         k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
         kw = dict(action='store_true') if value is False else dict(default=value, type=type(one or ''), nargs=nargs.get(k), choices=choices.get(k))
@@ -32,7 +32,7 @@ def _run(prog, args, module, work):
     "Import `module` now, and work with it; an error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
     with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # it imports what torch and pandas have deprecated
     try: work(m, **args)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RuntimeError) as e:
         sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({"|".join(args)})=', lambda m: m[0] if m[1] == 'source' else '--' + m[0].replace('_', '-'), str(e)))
 
 def main():
@@ -44,11 +44,8 @@ def main():
 def predict_main():
     "The console command of `predict_csv`"
     p = _parser('ulmfit-predict', 'Labels and probabilities for the texts of a CSV file.')
-    p.add_argument('classifier', help='run folder of ulmfit, its classifier.safetensors, or a file of several classifiers')
-    for k,about in dict(source='.csv file with the texts', out='.csv file to write').items(): p.add_argument(k, help=about)
-    p.add_argument('--text-col', nargs='+', help='columns with the texts; default those of training')
-    p.add_argument('--encoding', default='utf8', help='of the source')
-    p.add_argument('--bs', type=int, default=128, help='texts in a batch')
-    p.add_argument('--device', help='default the fastest at hand')
+    for k,about,kw in [('classifier', 'run folder of ulmfit, its classifier.safetensors, or a file of several classifiers', {}), ('source', '.csv file with the texts', {}),
+                       ('out', '.csv file to write', {}), ('--text-col', 'columns with the texts; default those of training', dict(nargs='+')), ('--encoding', 'of the source', dict(default='utf8')),
+                       ('--bs', 'texts in a batch', dict(type=int, default=128)), ('--device', 'default the fastest at hand', {})]: p.add_argument(k, help=about, **kw)
     def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.load_classifier(classifier, device=device), **kw)} is written')
     _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)

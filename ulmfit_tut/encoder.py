@@ -7,13 +7,12 @@ __all__ = ['encoder_of', 'words_of', 'text_columns', 'about', 'save_encoder', 'l
            'load_text_model']
 
 # %% ../nbs/04_encoder.ipynb #d659af69
-import hashlib, importlib.metadata
+import importlib.metadata
 from fastai.text.all import *
-from .chunks import ChunkTokenizer
 from .files import load_weights, save_weights
 from .lm import _backwards, read_vocab
 from .restore import model_weights
-from .rules import rule_sets
+from .tokens import tokenizer_names
 
 # %% ../nbs/04_encoder.ipynb #d10514e0
 def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
@@ -30,28 +29,12 @@ def words_of(learn:Learner|Path) -> list: # the words in the order of their rows
 def text_columns(learn:Learner) -> list: # `None` where it was not made from a table
     "The columns of a table that its texts came from"
     cols = (getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k))          # fastai's `Tokenizer.from_df` has the first, and gathers them in a column `text`
-    return list(map(str, listify(first(cols)))) or None
-
-@functools.lru_cache(8)
-def _pieces(sp):
-    "Digest of SentencePiece's pieces, their scores and its normal form, wherever it was trained"
-    return hashlib.sha256(json.dumps([sp.EncodeAsPieces(' Ａﬁ  é'), *((sp.IdToPiece(i), sp.GetScore(i)) for i in range(sp.GetPieceSize()))]).encode()).hexdigest()[:12]
-
-def _rules(tok):
-    "Language and rules of fastai's `Tokenizer` transform, as names"
-    if tok is None: return None,None
-    rules,tok = tuple(tok.rules),tok.tok
-    if isinstance(tok, TokenizeWithRules): tok,rules = tok.tok,tuple(tok.rules)
-    if isinstance(tok, ChunkTokenizer): return 'spaCy en',tok.rules
-    name,sp = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__,getattr(tok, 'tok', None)
-    if hasattr(sp, 'IdToPiece'): name += f' #{_pieces(sp)}'
-    return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
+    return list(listify(first(cols))) or None
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
     "What decides the meaning of its weights"
     enc,dl,ds = encoder_of(learn),learn.dls.train,learn.dls.train_ds
-    tok,rules = _rules(getattr(ds, 'tokenizer', None))
-    return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn), tokenizer=tok, rules=rules,
+    return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn), **dict(zip(('tokenizer', 'rules'), tokenizer_names(getattr(ds, 'tokenizer', None)))),
                 seq_len=getattr(dl, 'seq_len', None), backwards=_backwards(learn.dls))
 
 def _versions(): return {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}
@@ -86,7 +69,8 @@ def _read(file, vocab):
 
 def _compare(file, meta, learn, more={}, match_vocab=False):
     "What one side does not show; `ValueError` where both show something else, `more` included"
-    mine,keys = {**about(learn), **more},(*more, 'arch', 'config', 'tokenizer', 'rules', 'backwards')
+    mine,keys,n = {**(shown := about(learn)), **more},(*more, 'arch', 'config', 'tokenizer', 'rules', 'backwards'),getattr(get_model(learn.model)[0], 'bptt', None)
+    if n and shown['seq_len'] not in (n, None): raise ValueError(f'The learner reads windows of seq_len={n}, its DataLoaders pad for {shown["seq_len"]}: make both with the same')
     if match_vocab: meta,mine = ({**o, 'tokenizer': (o.get('tokenizer') or '').partition(' #')[0] or None} for o in (meta, mine))          # other pieces are other words
     unchecked = [k for k in keys[-3:] if None in (meta.get(k, mine[k]), mine[k])]
     if differ := [f'{k} {meta[k]!r:.60} / {mine[k]!r:.60}' for k in keys if k not in unchecked and meta.get(k, mine[k]) != mine[k]]:
@@ -124,8 +108,8 @@ def load_encoder(
 # %% ../nbs/04_encoder.ipynb #61284144
 def _kind(learn):
     "What a whole model has beside its encoder"
-    model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
-    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, thresh=getattr(learn.loss_func, 'thresh', .5), seq_len=model[0].bptt,
+    model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) or any(isinstance(f, (MultiCategorize, EncodedMultiCategorize)) for o in getattr(learn.dls.train_ds, 'tls', [])[-1:] for f in o.tfms.fs)
+    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, thresh=float(getattr(learn.loss_func, 'thresh', .5)), seq_len=model[0].bptt,
                                        max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
     if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
     return dict(kind='lm', classes=None, several=several)

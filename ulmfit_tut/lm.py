@@ -9,6 +9,7 @@ __all__ = ['pretrained_names', 'read_vocab', 'pretrained_lm', 'lm_learner']
 from fastai.text.all import *
 from .data import _fetch, _files
 from .files import load_weights
+from .tokens import tokenizer_names
 
 # %% ../nbs/03_language_model.ipynb #be821e8e
 _models = _files.parent/'models'
@@ -32,14 +33,17 @@ def _wt103(backwards):
     return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
 
 def pretrained_lm(
-    name:str='wiki', # `wiki` or `movies` (embedded), `wt103` (fastai's, 400 / 1152 / 3), or `none`: the embedded network, untrained
-    backwards:bool=False # a model that reads from the end; `movies` and `wt103` have one
+    name:str='wiki', # `wiki` or `movies` (embedded), `wt103` (fastai's, 400 / 1152 / 3), `none`: the embedded network, untrained; or a file of your own, written by `save_text_model`
+    backwards:bool=False, # a model that reads from the end; `movies` and `wt103` have one
+    tok=(None, None) # `tokenizer_names` that a file of your own must not contradict
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
-    if name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}; backwards=True is what makes them read from the end')
+    if not (own := Path(name).suffix == '.safetensors') and name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors file; backwards=True is what makes them read from the end')
     if name == 'wt103': return _wt103(backwards)
     if backwards and name == 'wiki': raise ValueError(f'{name!r} reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
-    weights,meta = load_weights(_models/f'{"wiki" if name == "none" else name}{"-bwd"*(backwards and name != "none")}.safetensors')
+    weights,meta = load_weights(name if own else _models/f'{"wiki" if name == "none" else name}{"-bwd"*(backwards and name != "none")}.safetensors')
+    if own and (odd := [f'{k} {meta.get(k)!r} in place of {v!r}' for k,v in dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1]).items() if v is not None and meta.get(k, v) not in (v, None)]):
+        raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as the file says, or take another one')
     if name == 'none': return None, [], meta['config']
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
@@ -47,8 +51,7 @@ def pretrained_lm(
 # %% ../nbs/03_language_model.ipynb #9d8dbaf5
 def _backwards(dls):
     "Which way they read; `None` where they do not show it"
-    ds = dls.train_ds
-    return getattr(dls.train, 'backwards', getattr(ds, 'tokenizer', None) and 'reverse_text' in [getattr(o, 'name', '') for o in ds.tls[0].tfms.fs])
+    return getattr(dls.train, 'backwards', getattr(dls.train_ds, 'tokenizer', None) and 'reverse_text' in [getattr(o, 'name', '') for o in dls.train_ds.tls[0].tfms.fs])
 
 def lm_learner(
     dls:DataLoaders, # language model `DataLoaders`, with the vocabulary that the learner is to have
@@ -58,11 +61,9 @@ def lm_learner(
     **kwargs # passed on to `language_model_learner`
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
-    weights,old,config = pretrained_lm(pretrained, backwards)
+    weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
     if _backwards(dls) not in (None, backwards): raise ValueError(f'The DataLoaders read {"forwards" if backwards else "backwards"}, and the model is to have backwards={backwards}: give both the same')
     learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **config}, pretrained=False, drop_mult=drop_mult,
                                    metrics=[accuracy, Perplexity()], **kwargs)
-    if weights is None: return learn
-    learn.model.load_state_dict(match_embeds(weights, old, dls.vocab))
-    learn.freeze()
+    if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()
     return learn

@@ -65,10 +65,9 @@ def predict(
                 ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
                 for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
                     x,ends = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx),[len(ids[i]) for i in (b[0], b[-1])]
-                    if len({-(-o//model[0].bptt) for o in ends}) == 1: x = x[:, :ends[0]]            # as many windows each: none is padded in front, and all may end with the longest
+                    if len({-(-o//model[0].bptt) for o in ends}) == 1 and x.shape[1] <= (model[0].max_len or math.inf): x = x[:, :ends[0]]            # as many windows each, all of them pooled: all may end with the longest
                     probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
-    if several: label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs]
-    else: label = [classes[i] for i in probs.argmax(1)]
+    label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs] if several else [classes[i] for i in probs.argmax(1)]
     return pd.concat([pd.DataFrame(dict(label=label), index=texts.index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=texts.index)], axis=1)
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
@@ -111,9 +110,8 @@ def predict_csv(
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
-    tables = _csv(source, encoding, chunksize=rows, index_col=False, skip_blank_lines=False)
     with replacing(out) as tmp:
-        for i,df in enumerate(tables): predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
+        for i,df in enumerate(_csv(source, encoding, chunksize=rows, skip_blank_lines=False)): predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
     return Path(out)
 
 # %% ../nbs/07_predict.ipynb #80657059
@@ -134,12 +132,13 @@ def decode_tokens(
 
 def next_words(
     logits:Tensor, # scores of the vocabulary, a row a text
-    temperature:float=1., top_k:int=None, min_p:float=None # as in `generate`
+    temperature:float=1., top_k:int=None, top_p:float=None, min_p:float=None # as in `generate`
 ) -> Tensor: # probabilities of the words that may come next
     "What `generate` draws from"
     if not temperature: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = F.softmax(logits/temperature, -1)
     if top_k: p = p.masked_fill(p < p.topk(min(top_k, p.shape[-1]))[0][:, -1:], 0)
+    if top_p: ps,at = p.sort(dim=-1, descending=True, stable=True); p = p.scatter(-1, at, ps.masked_fill(ps.cumsum(-1) - ps >= top_p, 0))
     if min_p: p = p.masked_fill(p < min_p*p.max(-1, keepdim=True)[0], 0)
     return p/p.sum(-1, keepdim=True)
 
@@ -149,13 +148,13 @@ def generate(
     n_words:int=50, # tokens to add at most; a text that comes to its end stops there
     n:int=1, # texts to write
     temperature:float=1., # 0 takes the likeliest word each time
-    top_k:int=None, # the k likeliest words only
+    top_k:int=None, top_p:float=None, # the k likeliest words only; the fewest that together are this likely
     min_p:float=None, # words at least this share as likely as the likeliest
     seed:int=None # of the drawing; default torch's state
 ) -> list: # `n` strings
     "Let a language model write; its hidden state is carried from word to word"
-    for k,v,least,most in [('temperature', temperature, 0, math.inf), ('top_k', top_k, 1, math.inf), ('min_p', min_p, 0, 1), ('n_words', n_words, 1, math.inf), ('n', n, 1, math.inf)]:
-        if v is not None and not least <= v <= most: raise ValueError(f'{k}={v} must be at least {least}' + f' and at most {most}'*(most == 1))
+    for k,v,least,most in [('temperature', temperature, 0, math.inf), ('top_k', top_k, 1, math.inf), ('top_p', top_p, 0, 1), ('min_p', min_p, 0, 1), ('n_words', n_words, 1, math.inf), ('n', n, 1, math.inf)]:
+        if not (v is None or isinstance(v, numbers.Integral if least else numbers.Real) and least <= v <= most): raise ValueError(f'{k}={v!r} must be {"a whole number" if least else "a number"}, at least {least}' + f' and at most {most}'*(most == 1))
     if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,back,res = words_of(learn),_ids(learn, [text])[0],about(learn)['backwards'],[]
     if back and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
@@ -166,7 +165,6 @@ def generate(
         for _ in range(n_words):
             logits = model[1](model[0](x)[:, -1:])[0][:, -1].float()
             logits[:, banned] = -float('inf')
-            x = torch.multinomial(next_words(logits, temperature, top_k, min_p), 1, generator=gen)
+            x = torch.multinomial(next_words(logits, temperature, top_k, top_p, min_p), 1, generator=gen)
             res.append(x[:, 0].tolist())
-    texts = [[vocab[i] for i in (*start, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))] for o in zip(*res)]
-    return [' '.join(decode_tokens(o[::-1] if back else o)) for o in texts]
+    return [' '.join(decode_tokens([vocab[i] for i in (*start, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))][::-1 if back else 1])) for o in zip(*res)]
