@@ -7,6 +7,8 @@ from ulmfit_tut import files, lm, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
+from ulmfit_tut.encoder import save_encoder, save_text_model
+from ulmfit_tut.tokens import get_tokenizer
 from ulmfit_tut.ulmfit import _arms, ulmfit
 
 fast = dict(split_col='part', lm_epochs=(1, 1), bs=8, seq_len=16, progress=False, device='cpu')
@@ -28,6 +30,33 @@ def test_run_folder(finished):
     assert len(p) == 48 and ((p.neg + p.pos - 1).abs() < 1e-5).all()
     lrs = pd.read_csv(finished/'lrs.csv').query('phase=="clas"')
     assert ((lrs.g0 > 0) == (lrs.stage == 4)).all() and (lrs.stage == 4).sum() == 2*len(lrs)/5     # the embedding learns in the last two of five epochs alone
+
+def test_all_layers_at_once(short, tmp_path):
+    ulmfit(short, tmp_path/'run', **{**fast, 'lm_epochs': (0, 0), 'epochs': (0, 0, 0, 2), 'lrs': (1, 1, 1, 2e-3), 'lr_ratio': 1})
+    assert pd.read_csv(tmp_path/'run/metrics.csv')[['stage', 'freeze_to', 'epochs', 'lr_low', 'lr_high']].values.tolist() == [[1, 0, 2, 2e-3, 2e-3]]
+    lrs = pd.read_csv(tmp_path/'run/lrs.csv').filter(regex='g[0-9]')
+    assert (lrs.values > 0).all() and lrs.eq(lrs.g0, axis=0).to_numpy().all() and lrs.to_numpy().max() == pytest.approx(2e-3, rel=.02)
+
+def test_a_language_model_of_ones_own(short, tmp_path):
+    "A file of `save_text_model` is a start like the embedded ones: the same weights for the same words; one that does not fit is refused before any work"
+    corpus = text_corpus(get_texts(short, split_col='part'))
+    learn = lm.lm_learner(text_dls(corpus, corpus.vocab(lm.pretrained_lm('movies')[1]), is_lm=True, bs=8, seq_len=16, device='cpu'), 'movies')
+    with torch.no_grad(): learn.model[0].encoder.weight += 1
+    file = save_text_model(learn, tmp_path/'mine.safetensors')
+    (tmp_path/'none').mkdir()
+    again = lm.lm_learner(learn.dls, file)
+    assert all(torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values())) and again.opt.frozen_idx > 0
+    ulmfit(short, tmp_path/'run', tmp_path/'none'/'..'/'mine.safetensors', **{**fast, 'lm_epochs': (0, 1), 'epochs': (0, 0, 0, 1)}, compare=('direct',))
+    table = pd.read_csv(tmp_path/'run/comparison.csv')
+    assert table.arm.tolist() == ['mine, no LM fine-tuning', 'ULMFiT from mine'] and set(table.starts_from) == {str(tmp_path/'none'/'..'/'mine.safetensors')}
+    assert 'a language model of your own (mine.safetensors)' in (tmp_path/'run/report.html').read_text()
+    enc = save_encoder(learn, tmp_path/'enc.safetensors')
+    for bad, kw in [('tokenizer', dict(pretrained=file, lang='de')), ('backwards', dict(pretrained=file, backwards=True)), ('kind', dict(pretrained=enc))]:
+        with pytest.raises(ValueError, match=bad): ulmfit(short, tmp_path/'no', **{**fast, **kw})
+    own_rules = text_corpus(get_texts(short, split_col='part'), get_tokenizer(rules='corrected'), cache=tmp_path)
+    with pytest.raises(ValueError, match='rules'): lm.lm_learner(text_dls(own_rules, is_lm=True, bs=8, device='cpu'), file)
+    with pytest.raises(FileNotFoundError, match='my.safetensors'): ulmfit(short, tmp_path/'no', 'my.safetensors', **fast)
+    assert not (tmp_path/'no').exists()
 
 def test_same_bytes_when_cut_off_anywhere(short, finished, monkeypatch):
     "Cut off after each epoch in turn, once in the middle of a checkpoint, then left to end: what an uninterrupted run writes"
@@ -60,6 +89,7 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
 
 @pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 whole numbers'),
+    (dict(epochs=(0, 0, 0, 0)), 'not all of them 0'), (dict(epochs=(1, 1, 1, -1)), '4 whole numbers'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 
     (dict(lrs=(1, 1, 0, 1)), 'above 0'), (dict(lrs=(1, 1, float('nan'), 1)), 'above 0'), (dict(bs=1), 'at least 2'), (dict(valid_pct=1.5), 'between 0 and 1'),
     (dict(seed=-1), 'seed'), (dict(drop_mult=-1), 'drop_mult'), (dict(bs=5000), 'largest that works'), (dict(text_col='review'), "'review'"),
     (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(lm_drop_mult=0), 'more than 0'),
@@ -130,7 +160,7 @@ def test_command(tmp_path):
     r = cmd('nowhere.csv')
     assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: No such file: nowhere.csv' and not list(tmp_path.iterdir())
     r = cmd('--pretrained', 'bert')
-    assert r.returncode == 2 and 'wiki' in r.stderr.splitlines()[-1]
+    assert r.returncode == 1 and r.stderr.startswith("ulmfit: --pretrained='bert' is none of wiki, movies") and not list(tmp_path.iterdir())
     r = cmd('--min-freq', '0')
     assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: --min-freq=0: use a whole number, at least 1', 'an option has the name that the command has for it'
     code = "import sys; sys.argv = ['ulmfit', '--help']\ntry: from ulmfit_tut.cli import main; main()\nexcept SystemExit: assert 'torch' not in sys.modules"

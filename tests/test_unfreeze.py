@@ -1,14 +1,14 @@
 """Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
 import subprocess, sys, time
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, Callback, Categorize, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, SortedDL, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, Callback, Categorize, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import PadChunks, get_texts
 from ulmfit_tut.files import load_weights
 from ulmfit_tut.restore import clean_exit
-from ulmfit_tut.unfreeze import Stage, discriminative, fit_stages, lm_stages, paper_stages
+from ulmfit_tut.unfreeze import Stage, classifier_stages, discriminative, fit_stages, lm_stages, paper_stages
 
 small = dict(emb_sz=8, n_hid=10, n_layers=3)
 stages = [Stage(-1, 1, 2e-2), Stage(-2, 2, discriminative(1e-2)), Stage(0, 2, discriminative(5e-3))]
@@ -103,6 +103,22 @@ def test_state_of_another_run_is_refused(corpus, short, tmp_path):
     changed.model[0].module.hidden_dps[0].p = .01
     refused(changed, stages[:1], 'dropout')
 
+def test_nan_is_told_whoever_stops(corpus):
+    "fastai's callback for NaN ends a fit without a word; the stages end with one, and the weights are those before"
+    learn = learner(corpus, 'clas')
+    before = weights(learn)
+    class Break(Callback):
+        def after_pred(self): self.learn.pred = self.pred*float('nan')
+    learn.add_cbs([Break(), TerminateOnNaNCallback()])
+    with pytest.raises(ValueError, match='no number any more'): fit_stages(learn, [Stage(0, 1, 1e-2)])
+    assert same(before, weights(learn))
+
+def test_steps_are_those_that_were_taken(corpus):
+    learn = learner(corpus, 'clas')
+    with learn.added_cbs(ShortEpochCallback(.5)): hist, lrs = fit_stages(learn, [Stage(-1, 2, 1e-2), Stage(0, 1, 1e-2)])
+    n = len(learn.dls.train)
+    assert len(lrs) == hist.steps.sum() and (hist.steps < n).all() and (hist.steps > n//3).all()
+
 def test_nan_stops_with_the_last_good_state(corpus, tmp_path):
     class Nan(Callback):
         order, run_valid = -10, False
@@ -176,6 +192,23 @@ def test_interrupted_lr_find(corpus, stock, tmp_path):
         else:
             with clean_exit(learn): learn.lr_find(show_plot=False)
     assert same(before, weights(learn)) != stock
+
+def test_a_group_that_sleeps_again_does_not_decay(corpus):
+    "fastai keeps the gradients of a group that is frozen again, and weight decay with them (pains: D39)"
+    learn = learner(corpus, 'clas')
+    fit_stages(learn, [Stage(0, 1, 1e-2)])
+    before = weights(learn)
+    fit_stages(learn, [Stage(0, 1, 1e-9), Stage(-1, 1, 1e-2)])
+    after = weights(learn)
+    moved = {k: (after[k] - before[k]).abs().max().item() for k in before if before[k].is_floating_point()}
+    assert max(v for k, v in moved.items() if k.startswith('0.')) < 1e-6 < 1e-4 < max(v for k, v in moved.items() if k.startswith('1.layers') and 'weight' in k)
+
+def test_stages_without_epochs_are_left_out():
+    "The tutorial's own numbers (fastai's text tutorial: `slice(1e-2/(2.6**4), 1e-2)` and so on); and all groups at once, at one rate"
+    down = 2.6**4
+    assert classifier_stages() == [Stage(-1, 1, 2e-2), Stage(-2, 1, slice(1e-2/down, 1e-2)), Stage(-3, 1, slice(5e-3/down, 5e-3)), Stage(0, 2, slice(1e-3/down, 1e-3))]
+    assert classifier_stages((1, 1, 1, 2e-3), (0, 0, 0, 10), ratio=1) == [Stage(0, 10, slice(2e-3, 2e-3))]
+    assert classifier_stages((1, 2, 3, 4), (0, 5, 0, 6), n_groups=3, ratio=2) == [Stage(-2, 5, slice(.5, 2)), Stage(0, 6, slice(1, 4))]
 
 def test_paper(corpus):
     "One group more per epoch, on the slanted triangle of the paper's equation 3"

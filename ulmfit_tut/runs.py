@@ -23,9 +23,10 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
     must(c['device'].split(':')[0] in have, 'device', f'use cpu, cuda or mps, of which this machine has {" and ".join(have)}')
     must(set(c['compare']) <= set(arms), 'compare', f'use any of {", ".join(arms)}')
     must(not (c['backwards'] and c['pretrained'] == 'movies' and 'direct' in c['compare']), 'compare', 'leave out direct, which starts from wiki, and wiki reads forwards')
-    for k,n,ok,what in [('lm_epochs', 2, whole, 'whole numbers'), ('epochs', 4, lambda o: whole(o) and o, 'whole numbers above 0'),
-                        ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0')]:
-        must(is_listy(c[k]) and len(c[k]) == n and all(map(ok, c[k])), k, f'use {n} {what}')
+    for k,n,ok,what in [('lm_epochs', 2, whole, 'whole numbers'), ('epochs', 4, whole, 'whole numbers, not all of them 0'),
+                        ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0'), ('lr_ratio', 1, above, 'number above 0, which 1 makes the same rate for all layers')]:
+        must(len(listify(c[k])) == n and all(map(ok, listify(c[k]))) and (k != 'epochs' or any(c[k])), k, f'use {n} {what}')
+    must(not is_listy(c['label_col']), 'label_col', 'give one column; text_dls and classifier_learner take several')
     for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(0 < c[k] <= top, k, f'use more than 0, where fastai 2.8.12 fails, and at most {top}, where more would drop everything somewhere')
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
@@ -54,8 +55,7 @@ def data_table(corpus, vocab:list) -> pd.DataFrame: # a row per part and label: 
     "What went in, of a `TextCorpus`"
     df,vocab = corpus.df,set(vocab)
     rows = df.groupby([df.part.mask(df.is_valid & df.part.eq('train'), 'valid'), 'label']).indices
-    counts = ((*k, len(idx), corpus.counts(idx)) for k,idx in sorted(rows.items()))
-    return pd.DataFrame([dict(part=p, label=l, texts=n, tokens=sum(c.values()), unknown=sum(c[o] for o in c.keys() - vocab)) for p,l,n,c in counts])
+    return pd.DataFrame([dict(part=p, label=l, texts=len(idx), tokens=sum(c.values()), unknown=sum(c[o] for o in c.keys() - vocab)) for (p,l),idx in sorted(rows.items()) for c in [corpus.counts(idx)]])
 
 def run_tables(
     trained:dict, # of each phase, `lm` or `clas`: history and rates of `fit_stages`, and `stage_table`
@@ -88,4 +88,4 @@ def minutes(
 # %% ../nbs/api/runs.ipynb #78f5c250
 def steady_memory():
     "Let the allocator of Linux (glibc) map blocks of 1 MB and more by themselves, so that freed ones go back; elsewhere it does nothing"
-    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).mallopt(-3, 2**20)         # -3 is M_MMAP_THRESHOLD
+    with contextlib.suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).mallopt(-3, 2**20)         # -3 is M_MMAP_THRESHOLD

@@ -30,11 +30,11 @@ class Stage(typing.NamedTuple):
 
 def classifier_stages(
     lrs=(2e-2, 1e-2, 5e-3, 1e-3), epochs=(1, 1, 1, 2), # a stage each; rates of the last group
-    n_groups:int=5
-) -> list: # four stages
+    n_groups:int=5, ratio:float=2.6 # groups of layers, and ratio of the rates of neighbours; 1 gives all the same
+) -> list: # of `Stage`; one of no epochs is left out
     "The schedule of fastai's text tutorial: the head, then one and two more groups, then all"
     if not len(lrs) == len(epochs) == 4: raise ValueError(f'four stages want four learning rates and epochs, not {lrs} and {epochs}')
-    return [Stage(-1, epochs[0], lrs[0]), *(Stage(f, e, discriminative(lr, n_groups)) for f,e,lr in zip((-2, -3, 0), epochs[1:], lrs[1:]))]
+    return [Stage(f, e, lr if f == -1 else discriminative(lr, n_groups, ratio)) for f,e,lr in zip((-1, -2, -3, 0), epochs, lrs) if e]
 
 def paper_stages(
     lr:float=1e-2, # of the last group
@@ -61,8 +61,7 @@ def _scheds(stage, n_groups):
     "The rate of each group, and momentum, as functions of the share of a stage that is done"
     lr = np.array(even_mults(*_ends(stage.lr), n_groups), float).reshape(-1)
     lr_from,lr_to,cut,anneal = (lr/32, lr/32, .1, SchedLin) if stage.slanted else (lr/25, lr/1e5, .25, SchedCos)
-    ends = dict(lr=(lr_from, lr, lr_to), mom=stage.moms)
-    return {k: combine_scheds([cut, 1 - cut], [anneal(*v[:2]), anneal(*v[1:])]) for k,v in ends.items() if v}
+    return {k: combine_scheds([cut, 1 - cut], [anneal(*v[:2]), anneal(*v[1:])]) for k,v in dict(lr=(lr_from, lr, lr_to), mom=stage.moms).items() if v}
 
 def stage_lrs(
     stages:list, # of `Stage`
@@ -80,7 +79,7 @@ def stage_lrs(
 class _Epochs(Callback):
     "Seeds every epoch, stops at NaN, and keeps what a finished one leaves: its row, its weights in `last`, the checkpoint"
     order = Recorder.order + 1
-    def __init__(self, seed, i, stage, done, extra, plan, file, hist, last): store_attr(); self.problem = None
+    def __init__(self, seed, i, stage, done, extra, plan, file, hist, last): store_attr(); self.problem,self.bad = None,0
     def stop(self, e): self.problem = e; raise CancelFitException                                 # fastai would rewrite the message of an exception that leaves a callback
     def before_fit(self):
         scaler,(n,val) = self.extra
@@ -97,14 +96,16 @@ class _Epochs(Callback):
                 if getattr(o, 'generator', None): o.generator.manual_seed(seed)
             if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
             elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
-        self.bad,self.t = 0,time.time()
-    def before_batch(self): self.learn.pct_train = (self.done + self.epoch + self.iter/self.n_iter)/self.stage.epochs      # of the stage, wherever this fit began
+        self.bad,self.steps,self.t = 0,0,time.time()
+    def before_batch(self): self.steps += self.training; self.learn.pct_train = (self.done + self.epoch + self.iter/self.n_iter)/self.stage.epochs      # of the stage, wherever this fit began
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
     def after_batch(self):
-        if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: self.stop(ValueError(f'The loss is no number any more: lower the learning rates ({self.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data'))
+        if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: raise CancelFitException
+    def after_cancel_fit(self):                                                                    # by `TerminateOnNaNCallback`, too
+        if self.bad and not self.problem: self.problem = ValueError(f'The loss is no number any more: lower the learning rates ({self.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data')
     def after_epoch(self):
         row = {k: None if v is None else float(v) for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1])}
-        self.hist.append({**row, 'steps': len(self.dls.train), 'seconds': time.time() - self.t, 'stage': self.i, 'freeze_to': self.stage.freeze_to})
+        self.hist.append({**row, 'steps': self.steps, 'seconds': time.time() - self.t, 'stage': self.i, 'freeze_to': self.stage.freeze_to})
         weights,state = model_weights(self.model),self.opt.state_dict()['state']
         self.last.update(deepcopy(weights))
         if not self.file or rank_distrib(): return                                                # of several processes the first writes
@@ -130,13 +131,12 @@ def _plan(learn, stages, seed):
 
 def _check_stages(learn, stages):
     "`ValueError` for a schedule that this learner cannot run"
-    if not is_listy(stages) or isinstance(stages, Stage) or not all(isinstance(o, Stage) for o in stages): raise ValueError(f'{stages!r:.60} is no list of Stage')
-    if not stages: raise ValueError('The schedule is empty: give at least one stage')
+    if not isinstance(stages, (list, tuple, L)) or isinstance(stages, Stage) or not stages or not all(isinstance(o, Stage) for o in stages): raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
     if learn.opt is None: learn.create_opt()
     n = len(learn.opt.param_lists)
     for s in stages:
-        if not (isinstance(s.freeze_to, int) and -n <= s.freeze_to < n): raise ValueError(f'freeze_to={s.freeze_to} lies outside the {n} groups of this learner: use -{n} to {n-1}')
-        if not (isinstance(s.epochs, int) and s.epochs > 0): raise ValueError(f'epochs={s.epochs}: a stage has a whole number of them, at least one')
+        if not (isinstance(s.freeze_to, numbers.Integral) and -n <= s.freeze_to < n): raise ValueError(f'freeze_to={s.freeze_to} lies outside the {n} groups of this learner: use -{n} to {n-1}')
+        if not (isinstance(s.epochs, numbers.Integral) and s.epochs > 0): raise ValueError(f'epochs={s.epochs}: a stage has a whole number of them, at least one')
         if any(not (isinstance(o, Number) and math.isfinite(o) and o > 0) for o in _ends(s.lr)): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0; a slice has both ends, as discriminative(lr) gives them')
         if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
         if s.moms and len(s.moms) != 3: raise ValueError(f'moms={s.moms}: give three numbers, at the start, at the top, at the end')
@@ -175,8 +175,7 @@ def fit_stages(
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:
                 if 'out of memory' not in str(e).lower(): raise
-                shape = tuple(getattr(first(learn.xb), 'shape', ()))
-                bs = first(shape) or 1
+                bs = first(shape := tuple(getattr(first(learn.xb), 'shape', ()))) or 1
                 how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
                 raise RuntimeError(f'Out of memory in stage {i} at a batch of shape {shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})') from None
             if run.problem: raise run.problem
