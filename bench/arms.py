@@ -4,6 +4,8 @@
     python bench/arms.py run                  # every arm, seeds 0 to 9: a run folder each, under --work; goes on where it stopped
     python bench/arms.py collect              # bench/results/arms.csv and arms.json, which the pages read
     python bench/arms.py run --source imdb_2000 ...   # the same on 1,000 + 1,000 + 2,000 reviews of IMDb, chosen by seed
+    python bench/arms.py choose --choice once --start movies        # four stages beside all layers at once, each with settings of its own: once-movies.json
+    python bench/arms.py run --choice once --only wiki movies tfidf # and `collect` likewise: arms-once.json
 
 `choose` never reads a test text. `run` tests each arm once a seed. `--part 0/2` and `--part 1/2` share the runs between two processes.
 """
@@ -21,6 +23,7 @@ from ulmfit_tut.data import get_texts, texts_from_folder
 from ulmfit_tut.encoder import save_encoder
 from ulmfit_tut.files import replacing
 from ulmfit_tut.lm import lm_learner, pretrained_lm
+from ulmfit_tut.predict import predict
 from ulmfit_tut.ulmfit import classifier_learner, ulmfit
 from ulmfit_tut.unfreeze import Stage, classifier_stages, fit_stages, lm_stages
 
@@ -29,6 +32,12 @@ SEEDS = range(10)
 names = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='wiki, no LM fine-tuning',
              wiki='ULMFiT from wiki', movies='ULMFiT from movies')
 starts = dict(scratch='none', direct='wiki', wiki='wiki', movies='movies')
+once = {f'{a}_once': a for a in ('direct', 'wiki', 'movies')}             # of `--choice once`: the same encoder, its classifier trained with all layers awake
+names.update({k: f'{names[a]}, all layers at once' for k, a in once.items()})
+
+def arms_of(choice, only):
+    "Each arm that is asked for; beside it its twin, where the choice has twins"
+    return [o for a in only or (*starts, 'tfidf') for o in (a, f'{a}_once') if o == a or o in once and choice == 'once']
 
 # What `choose` chooses from. The first classifier setting is the tutorial's.
 lm_grid = [dict(lm_epochs=(1, 2), lm_lrs=(2e-2, 5e-3)), dict(lm_epochs=(1, 2), lm_lrs=(1e-2, 2e-3)), dict(lm_epochs=(1, 4), lm_lrs=(2e-2, 1e-2))]
@@ -38,6 +47,7 @@ clas_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop
              dict(epochs=(2, 2, 2, 8), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3),
              dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3),
              dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.5)]
+once_grid = [dict(epochs=(0, 0, 0, e), lrs=(lr,)*4, lr_ratio=1., bs=16, drop_mult=d) for e, lr, d in [(10, 2e-3, 0.3), (10, 5e-3, 0.3), (20, 2e-3, 0.3), (20, 2e-3, 0.5)]]
 scratch_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop_mult=0.3),          # `lrs[1]` throughout, all layers at once
                 dict(epochs=(2, 2, 2, 6), lrs=(2e-2, 5e-3, 5e-3, 5e-3), bs=16, drop_mult=0.5),
                 dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 1e-2, 1e-2, 1e-2), bs=16, drop_mult=0.3)]
@@ -60,16 +70,20 @@ def machine():
 def _quiet(learn, stages, seed):
     with learn.no_bar(), learn.no_logging(): return fit_stages(learn, [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages], seed)[0]       # as `ulmfit`
 
-def choose(work, start, folds=3):
+def choose(work, start, choice, folds=3):
     "Language model settings by perplexity on its validation part, classifier settings by accuracy over folds of train"
     df = get_texts(seed=0)
     df = df[df.part != 'test'].reset_index(drop=True)
-    corpus, lab, file = text_corpus(df), df[df.part == 'train'], results/f'settings-{start}.json'
+    corpus, lab, file = text_corpus(df), df[df.part == 'train'], results/f'{choice}-{start}.json'
     rows = json.loads(file.read_text())['tried'] if file.exists() else []
     def tried(what, g):
         "The row of a setting that an earlier call has tried; a grid may grow"
         return next((r for r in rows if r['what'] == what and all(r[k] == (list(v) if isinstance(v, tuple) else v) for k, v in g.items())), None)
-    def note(**r): rows.append(r); print(json.dumps(r), flush=True)
+    def note(**r): rows.append(r); print(json.dumps(r), flush=True); save()
+    def save(**best):
+        results.mkdir(exist_ok=True)
+        with replacing(file) as tmp:
+            tmp.write_text(json.dumps(dict(start=start, **best, tried=rows, folds=folds, seed=0, machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     (_, old, sizes), enc, lms = pretrained_lm(start), None, []
     vocab = corpus.vocab(old)
     if start != 'none':
@@ -81,7 +95,7 @@ def choose(work, start, folds=3):
             t, h = time.time(), _quiet(learn, lm_stages(**{k[3:]: v for k, v in g.items()}), 0)
             lms.append(float(h.perplexity.iloc[-1]))
             note(start=start, what='language model', **g, perplexity=h.perplexity.tolist(), seconds=time.time() - t)
-    grid, accs = clas_grid if enc else scratch_grid, []
+    grid, accs = [*clas_grid, *once_grid*(choice == 'once')] if enc else scratch_grid, []
     for g in grid:
         if r := tried('classifier', g): accs.append(r['accuracy']); continue
         t, right = time.time(), []
@@ -89,62 +103,78 @@ def choose(work, start, folds=3):
             set_seed(fold)
             dls = text_dls(corpus, vocab, bs=g['bs'], valid=lab.index[va], device='cpu')
             learn = classifier_learner(dls, sizes, enc, g['drop_mult'])
-            stages = classifier_stages(g['lrs'], g['epochs']) if enc else [Stage(0, sum(g['epochs']), g['lrs'][1])]
+            stages = classifier_stages(g['lrs'], g['epochs'], ratio=g.get('lr_ratio', 2.6)) if enc else [Stage(0, sum(g['epochs']), g['lrs'][1])]
             right.append(_quiet(learn, stages, fold).accuracy.tolist())
         accs.append(np.mean([o[-1] for o in right]))
         note(start=start, what='classifier', **g, accuracy=accs[-1], folds=right, seconds=time.time() - t)
-    best = {**grid[int(np.argmax(accs))], **(lm_grid[int(np.argmin(lms))] if lms else {})}
-    results.mkdir(exist_ok=True)
-    with replacing(file) as tmp:
-        tmp.write_text(json.dumps(dict(start=start, best=best, tried=rows, folds=folds, seed=0, machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
+    n, lm = len(clas_grid) if enc else len(grid), lm_grid[int(np.argmin(lms))] if lms else {}
+    save(best={**grid[int(np.argmax(accs[:n]))], **lm}, **(dict(at_once=grid[n + int(np.argmax(accs[n:]))]) if accs[n:] else {}))
 
 # --- every arm, every seed ----------------------------------------------------------------------------------------------------------------
 
-def settings(arm):
-    best = json.loads((results/f'settings-{starts[arm]}.json').read_text())['best']
-    return {**{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct') else {})}
+def settings(arm, choice):
+    d = json.loads((results/f'{choice}-{starts[once.get(arm, arm)]}.json').read_text())
+    best = {**d['best'], **(d['at_once'] if arm in once else {})}
+    return {**{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct', 'direct_once') else {})}
 
-def run(work, src, part, only):
+def at_once(base, out, arm, data, split, seed, c):
+    "The classifier anew, from the encoder of a finished run; its seconds with those of the run's language model"
+    df, t = get_texts(data, split_col=split, seed=seed), time.time()
+    _, old, sizes = pretrained_lm(starts[once[arm]])
+    corpus = text_corpus(df)
+    set_seed(seed)
+    learn = classifier_learner(text_dls(corpus, corpus.vocab(old), bs=c['bs'], seed=seed, device='cpu'), sizes, base/'encoder.safetensors', c['drop_mult'])
+    _quiet(learn, classifier_stages(c['lrs'], c['epochs'], ratio=c['lr_ratio']), seed)
+    test = df[df.part.eq('test')]
+    frame = test[['text', 'label']].assign(predicted=predict(learn, test.text).label)
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out/'predictions.csv') as tmp: frame.to_csv(tmp, index=False)
+    return time.time() - t + pd.read_csv(base/'timings.csv').query('phase=="lm"').seconds.sum()
+
+def run(work, src, part, only, choice):
     "A run folder for each arm and seed, test predictions of the two baselines beside them"
     k, n = map(int, part.split('/'))
     data, split = source(src)
     jobs = [(a, s) for s in SEEDS for a in (*starts, 'tfidf') if not only or a in only]
-    for arm, seed in jobs[k::n]:
+    for arm, seed in [(o, s) for a, s in jobs[k::n] for o in arms_of(choice, [a])]:
         out = work/src/f'{arm}-{seed}'
-        if (out/'predictions.csv').exists() and (arm == 'tfidf' or (out/'report.html').exists()): continue
-        t = time.time()
-        if arm == 'tfidf':
+        if (out/'predictions.csv').exists() and (arm not in starts or (out/'report.html').exists()): continue
+        t, cost = time.time(), None
+        if arm in once: cost = at_once(work/src/f'{once[arm]}-{seed}', out, arm, data, split, seed, settings(arm, choice))
+        elif arm == 'tfidf':
             df = get_texts(data, split_col=split, seed=seed)
             pred, params = tfidf(df, seed)
             out.mkdir(parents=True, exist_ok=True)
             (out/'config.json').write_text(json.dumps({k: str(v) for k, v in params.items()}))
             with replacing(out/'predictions.csv') as tmp: df.loc[pred.index, ['text', 'label']].assign(predicted=pred).to_csv(tmp, index=False)
-        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm))
-        print(f'{arm} seed {seed}: {time.time() - t:.0f} s', flush=True)
-        with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{time.time() - t:.1f}\n')
+        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm, choice))
+        cost = cost or time.time() - t
+        print(f'{arm} seed {seed}: {cost:.0f} s', flush=True)
+        with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{cost:.1f}\n')
 
-def collect(work, src):
+def collect(work, src, only, choice):
     "Accuracy of each arm and seed that all arms have run; mean, interval over texts and seeds, and paired differences"
-    rows, right = [], {}
-    seeds = [s for s in SEEDS if all((work/src/f'{a}-{s}'/'predictions.csv').exists() for a in (*starts, 'tfidf'))]
-    for arm in (*starts, 'tfidf'):
+    rows, right, all_arms = [], {}, arms_of(choice, only)
+    seeds = [s for s in SEEDS if all((work/src/f'{a}-{s}'/'predictions.csv').exists() for a in all_arms)]
+    for arm in all_arms:
         for seed in seeds:
             p = pd.read_csv(work/src/f'{arm}-{seed}'/'predictions.csv', keep_default_na=False)
             right.setdefault(arm, []).append((p.label == p.predicted).to_numpy(float))
-            rows.append(dict(arm=arm, name=names[arm], starts_from=starts.get(arm, ''), seed=seed, accuracy=right[arm][-1].mean(), n=len(p)))
+            rows.append(dict(arm=arm, name=names[arm], starts_from=starts.get(once.get(arm, arm), ''), seed=seed, accuracy=right[arm][-1].mean(), n=len(p)))
     df = get_texts(source(src)[0], split_col=source(src)[1])
     most = (majority(df) == df.label[df.part == 'test']).to_numpy(float)
     right['majority'] = [most]*len(seeds)
     summary = [dict(arm=a, name=names[a], accuracy=float(np.mean(r)), sd_over_seeds=float(np.std([o.mean() for o in r], ddof=1)), seeds=len(r), n=len(r[0]),
                     **dict(zip(('mean', 'low', 'high'), map(float, paired_difference(r, np.zeros_like(r)))))) for a, r in right.items()]
-    pairs = [('direct', 'scratch'), ('wiki', 'direct'), ('movies', 'wiki'), ('movies', 'tfidf'), ('wiki', 'tfidf')]
-    diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), map(float, paired_difference(right[a], right[b]))))) for a, b in pairs]
+    pairs = [('direct', 'scratch'), ('wiki', 'direct'), ('movies', 'wiki'), ('movies', 'tfidf'), ('wiki', 'tfidf'),
+             *once.items(), ('movies_once', 'tfidf'), ('movies_once', 'wiki_once'), ('wiki_once', 'direct_once'), ('direct_once', 'scratch')]
+    diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), map(float, paired_difference(right[a], right[b]))))) for a, b in pairs if {a, b} <= {*all_arms}]
     secs = pd.read_csv(work/src/'seconds.csv', names=['arm', 'seed', 'seconds']).groupby('arm').seconds.median().to_dict()
-    stem = 'arms' if src == 'mini' else f'arms-{src}'
+    stem = 'arms' + f'-{src}'*(src != 'mini') + f'-{choice}'*(choice != 'settings')
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
-        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in starts},
-                                       command=f'python bench/arms.py run --source {src}', machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
+        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a, choice) for a in all_arms if a != 'tfidf'},
+                                       command=f'python bench/arms.py run --source {src}' + (f' --choice {choice} --only {" ".join(only)}' if choice != 'settings' else ''), machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 
 if __name__ == '__main__':
@@ -152,8 +182,10 @@ if __name__ == '__main__':
     p.add_argument('what', choices=['choose', 'run', 'collect'])
     p.add_argument('--work', type=Path, default=Path('~/.fastai/arms').expanduser()); p.add_argument('--source', default='mini', choices=['mini', 'imdb_2000'])
     p.add_argument('--start', default='wiki', choices=['none', 'wiki', 'movies']); p.add_argument('--part', default='0/1'); p.add_argument('--only', nargs='*', choices=[*starts, 'tfidf'])
+    p.add_argument('--choice', default='settings', choices=['settings', 'once'])
     a = p.parse_args()
+    a.work = a.work/a.choice if a.choice != 'settings' else a.work
     (a.work/a.source).mkdir(parents=True, exist_ok=True)
-    if a.what == 'choose': choose(a.work, a.start)
-    if a.what == 'run': run(a.work, a.source, a.part, a.only)
-    if a.what == 'collect': collect(a.work, a.source)
+    if a.what == 'choose': choose(a.work, a.start, a.choice)
+    if a.what == 'run': run(a.work, a.source, a.part, a.only, a.choice)
+    if a.what == 'collect': collect(a.work, a.source, a.only, a.choice)
