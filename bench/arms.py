@@ -75,7 +75,8 @@ def choose(work, start, choice, folds=3):
     df = get_texts(seed=0)
     df = df[df.part != 'test'].reset_index(drop=True)
     corpus, lab, file = text_corpus(df), df[df.part == 'train'], results/f'{choice}-{start}.json'
-    rows = json.loads(file.read_text())['tried'] if file.exists() else []
+    before = json.loads(file.read_text()) if file.exists() else {}
+    rows = before.get('tried', [])
     def tried(what, g):
         "The row of a setting that an earlier call has tried; a grid may grow"
         return next((r for r in rows if r['what'] == what and all(r[k] == (list(v) if isinstance(v, tuple) else v) for k, v in g.items())), None)
@@ -83,7 +84,7 @@ def choose(work, start, choice, folds=3):
     def save(**best):
         results.mkdir(exist_ok=True)
         with replacing(file) as tmp:
-            tmp.write_text(json.dumps(dict(start=start, **best, tried=rows, folds=folds, seed=0, machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
+            tmp.write_text(json.dumps(dict(start=start, **({k: before[k] for k in ('best', 'at_once') if k in before} | best), tried=rows, folds=folds, seed=0, machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     (_, old, sizes), enc, lms = pretrained_lm(start), None, []
     vocab = corpus.vocab(old)
     if start != 'none':

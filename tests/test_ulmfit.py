@@ -2,14 +2,14 @@
 import io, json, os, pickle, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
-from ulmfit_tut import files, lm, unfreeze
+from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
+from ulmfit_tut import files, lm, runs, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import save_encoder, save_text_model
 from ulmfit_tut.tokens import get_tokenizer
-from ulmfit_tut.ulmfit import _arms, ulmfit
+from ulmfit_tut.ulmfit import _arms, classifier_learner, ulmfit
 
 fast = dict(split_col='part', lm_epochs=(1, 1), bs=8, seq_len=16, progress=False, device='cpu')
 
@@ -57,6 +57,18 @@ def test_a_language_model_of_ones_own(short, tmp_path):
     with pytest.raises(ValueError, match='rules'): lm.lm_learner(text_dls(own_rules, is_lm=True, bs=8, device='cpu'), file)
     with pytest.raises(FileNotFoundError, match='my.safetensors'): ulmfit(short, tmp_path/'no', 'my.safetensors', **fast)
     assert not (tmp_path/'no').exists()
+
+def test_a_classifier_on_stock_loaders(short):
+    dls = TextDataLoaders.from_df(short[short.part.ne('unsup')], text_col='text', label_col='label', bs=8, device='cpu', num_workers=0)
+    sizes = dict(emb_sz=8, n_hid=10, n_layers=2)
+    assert classifier_learner(dls, sizes).model[0].bptt == 72 and classifier_learner(dls, sizes, seq_len=16).model[0].bptt == 16
+
+def test_steady_memory_elsewhere(monkeypatch):
+    "On Windows `ctypes` wants a name, on musl there is no `mallopt`"
+    for e in (TypeError, OSError, AttributeError):
+        def CDLL(name): raise e
+        monkeypatch.setattr(runs.ctypes, 'CDLL', CDLL)
+        runs.steady_memory()
 
 def test_same_bytes_when_cut_off_anywhere(short, finished, monkeypatch):
     "Cut off after each epoch in turn, once in the middle of a checkpoint, then left to end: what an uninterrupted run writes"
