@@ -96,6 +96,10 @@ def test_only_files_at_rest_are_remembered(folder, tmp_path, monkeypatch):
     assert text_corpus(df, cache=tmp_path).path == path and text_corpus(df, cache=tmp_path).path == path and seen.read_text().isalnum()
     assert clear_corpora(tmp_path) == 1 and not list(tmp_path.glob('seen-*'))
 
+def test_no_files(folder, tmp_path):
+    c = text_corpus(get_texts(folder, read=False).iloc[:0], cache=tmp_path)
+    assert len(c) == 0 and not c.counts([])
+
 @pytest.mark.parametrize('what', ['same size', 'other file', 'new file', 'file gone', 'renamed order', 'rules', 'language', 'version'])
 @pytest.mark.parametrize('rest', [False, True])
 def test_a_change_is_noticed(folder, tmp_path, monkeypatch, what, rest):

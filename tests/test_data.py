@@ -57,6 +57,9 @@ def test_named_classes_and_unlabelled(folder):
     df = get_texts(folder, labels=['bad', 'good'], unlabelled=['more', 'ugly'])
     assert set(df[df.part.eq('train')].label) == {'bad', 'good'} and df.part.eq('unsup').sum() == 2
 
+def test_a_class_named_twice(folder):
+    assert len(get_texts(folder, labels=['bad', 'good', 'bad'])) == len(get_texts(folder, labels=['bad', 'good']))
+
 def test_unreadable_bytes(folder):
     f = folder/'train/bad/0.txt'; f.write_bytes('caf\xe9'.encode('latin-1'))
     fails(lambda: get_texts(folder), f, 'encoding="latin-1"')
@@ -112,6 +115,17 @@ def test_rows_with_more_fields_than_the_header(tmp_path):
     f.write_text('text,label\n' + '"good film, really",a\nbad,b\n'*6)
     assert get_texts(f).text.str.startswith('good film, really').sum() == 6
 
+def test_two_tables_read_by_turns(tmp_path):
+    "What is an error for one reader is none for the rest of the process"
+    (f := tmp_path/'c.csv').write_text('text\n' + 'good\n'*4)
+    a, b = (data._csv(f, 'utf8', chunksize=2) for _ in 'ab')
+    before = warnings.filters[:]
+    next(a), next(b), list(a), list(b)
+    assert warnings.filters == before
+
+def test_share_of_test():
+    for bad in (0, 1, 5): fails(lambda: texts_from_df(mini_reviews_df(), test_pct=bad), f'test_pct={bad}')
+
 def test_columns_that_are_numbers():
     "A table without a header has a column 0, which is not the same as none"
     df = pd.DataFrame({0: ['train']*6 + ['test']*2, 1: list('abcdefgh'), 2: ['x', 'y']*4})
@@ -139,7 +153,7 @@ def test_class_without_training_text():
 def test_folders_that_do_not_agree(folder):
     fails(lambda: get_texts(folder, unlabelled='more'), "['more']")
     (folder/'test/meh').mkdir(); (folder/'test/meh/0.txt').write_text('meh')
-    fails(lambda: get_texts(folder), "['meh']", 'labels=')
+    fails(lambda: get_texts(folder), "class 'meh'", 'labels=')
     assert get_texts(folder, labels=['bad', 'good']).part.eq('test').sum() == 4
 
 def test_csv(tmp_path):
@@ -182,7 +196,7 @@ def test_embedded_folder_is_whole(tmp_path, monkeypatch):
     assert sorted(f.read_text(encoding='utf8') for f in p.rglob('*.txt')) == sorted(mini_reviews_df().text)
     assert [o.name for o in tmp_path.iterdir()] == ['m']
     from pathlib import Path
-    monkeypatch.setattr(Path, 'write_bytes', lambda *a: (_ for _ in ()).throw(OSError('No space left on device')))
+    monkeypatch.setattr(Path, 'write_text', lambda *a, **k: (_ for _ in ()).throw(OSError('No space left on device')))
     with pytest.raises(OSError, match='No space'): mini_reviews(tmp_path/'n')
     assert [o.name for o in tmp_path.iterdir()] == ['m']
 

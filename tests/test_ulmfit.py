@@ -173,6 +173,10 @@ def test_command(tmp_path):
     assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: No such file: nowhere.csv' and not list(tmp_path.iterdir())
     r = cmd('--pretrained', 'bert')
     assert r.returncode == 1 and r.stderr.startswith("ulmfit: --pretrained='bert' is none of wiki, movies") and not list(tmp_path.iterdir())
+    from ulmfit_tut.cli import parse_args
+    assert parse_args(['--device', 'cuda:1'])['device'] == 'cuda:1'
+    r = cmd('--device', 'gpu')
+    assert r.returncode == 1 and r.stderr.startswith("ulmfit: --device='gpu': use cpu, cuda or mps") and not list(tmp_path.iterdir())
     r = cmd('--min-freq', '0')
     assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: --min-freq=0: use a whole number, at least 1', 'an option has the name that the command has for it'
     code = "import sys; sys.argv = ['ulmfit', '--help']\ntry: from ulmfit_tut.cli import main; main()\nexcept SystemExit: assert 'torch' not in sys.modules"

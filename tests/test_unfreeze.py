@@ -1,5 +1,5 @@
 """Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
-import subprocess, sys, time
+import subprocess, sys, time, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import (AWD_LSTM, Callback, Categorize, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
@@ -128,10 +128,15 @@ def test_nan_stops_with_the_last_good_state(corpus, tmp_path):
     with pytest.raises(ValueError, match='lower the learning rates'), learn.added_cbs(Nan()): fit_stages(learn, stages, file=file)
     assert all(torch.isfinite(o).all() for o in learn.model.state_dict().values()) and len(load_weights(file, ())[1]['history']) == 1
 
-def test_out_of_memory(corpus, tmp_path):
+@pytest.mark.parametrize('of', ['GPU', 'CPU'])
+def test_out_of_memory(corpus, tmp_path, of):
     "The error names batch size, longest text and the way on; a smaller batch with gathered gradients goes on from the same file"
+    error = torch.OutOfMemoryError('CUDA out of memory. Tried')
+    if of == 'CPU':
+        with pytest.raises(RuntimeError) as e: torch.empty(10**16)
+        error = e.value
     learn, file = learner(corpus, 'classifier'), tmp_path/'s.safetensors'
-    with pytest.raises(RuntimeError, match=r'shape \(4, \d+\).*bs=2.*GradientAccumulation\(4\)') as e, learn.added_cbs(Stop(3, 1, torch.OutOfMemoryError('CUDA out of memory. Tried'))):
+    with pytest.raises(torch.OutOfMemoryError, match=r'shape \(4, \d+\).*bs=2.*GradientAccumulation\(4\)'), learn.added_cbs(Stop(3, 1, error)):
         fit_stages(learn, stages, file=file)
     assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
     less = learner(corpus, 'classifier', bs=2)
@@ -153,7 +158,18 @@ class Scaled(MixedPrecision):
         self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=2.**8, growth_interval=4)
     def after_step(self): super().after_step(); self.rows.append(self.learn.scaler.get_scale())
 
-def test_the_scaler_goes_on(corpus, tmp_path):
+def test_lists_of_another_length():
+    "No stage is left out without a word"
+    for f, n in ((lm_stages, 2), (classifier_stages, 4)):
+        with pytest.raises(ValueError, match='stages want'): f(epochs=(1,)*(n + 1))
+        with pytest.raises(ValueError, match='stages want'): f(lrs=(1e-2,)*(n - 1))
+
+@pytest.fixture
+def plain_lstm():
+    "Without oneDNN, whose LSTM has no bfloat16 on a processor without AVX-512"
+    with warnings.catch_warnings(action='ignore'), torch.backends.mkldnn.flags(enabled=False): yield
+
+def test_the_scaler_goes_on(corpus, tmp_path, plain_lstm):
     "Cut off in mid-stage: its scale does not start again, and the weights are those of an uninterrupted run"
     plan, file, runs = [Stage(0, 3, 5e-3)], tmp_path/'s.safetensors', []
     for stop in (None, Stop(3, 1, KeyboardInterrupt()), None):

@@ -230,8 +230,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ulmfit_tut.unfreeze._Epochs.__init__': ('unfreezing.html#_epochs.__init__', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.after_batch': ( 'unfreezing.html#_epochs.after_batch',
                                                                                   'ulmfit_tut/unfreeze.py'),
-                                     'ulmfit_tut.unfreeze._Epochs.after_cancel_fit': ( 'unfreezing.html#_epochs.after_cancel_fit',
-                                                                                       'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.after_epoch': ( 'unfreezing.html#_epochs.after_epoch',
                                                                                   'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.after_loss': ( 'unfreezing.html#_epochs.after_loss',

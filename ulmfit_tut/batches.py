@@ -42,7 +42,9 @@ class CorpusText(_LookUp):
 class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
-        if len(self.cols) > 1: return [str(c) for c in self.cols if _flags[str(o[c]).lower()]]
+        if len(self.cols) > 1:
+            if bad := [c for c in self.cols if str(o[c]).lower() not in _flags]: raise ValueError(f'{bad}: not every row has 0 or 1 there')
+            return [str(c) for c in self.cols if _flags[str(o[c]).lower()]]
         v = o[self.cols[0]]
         return str(int(v)) if isinstance(v, float) and v.is_integer() and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
 
@@ -174,11 +176,10 @@ def text_dls(
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
     if min(bs, seq_len) < 1: raise ValueError(f'bs={bs}, seq_len={seq_len}: both are at least 1')
-    df,held = corpus.df,pd.Series(False, range(len(corpus.df)))
-    valid = np.asarray(df.is_valid if valid is None else valid)
-    if len(valid) != len(df) if valid.dtype == bool else len(np.unique(valid)) < valid.size or not np.isin(valid, range(len(df))).all():
+    df,valid = corpus.df,np.asarray(corpus.df.is_valid if valid is None else valid)
+    held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
+    if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size:
         raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
-    held.loc[valid] = True
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
     rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')

@@ -7,7 +7,6 @@ __all__ = ['ChunkTokenizer']
 
 # %% ../nbs/api/chunks.ipynb #d6cb3cd5
 import functools, gc, itertools, re, threading
-import numpy as np
 from fastai.text.all import *
 from array import array                                  # after fastai, which has another of this name
 from .rules import rule_sets
@@ -62,7 +61,7 @@ class ChunkTokenizer:
         special = [o for o in self.words.rules if o == o.lower()]
         for o in defaults.text_spec_tok: self.words.add_special_case(o, [dict(ORTH=o)])
         self.pairs = {o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}
-        self.ends,self.starts = map(set, zip(*self.pairs))
+        self.ends,self.starts = (tuple({*o}) for o in zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
         self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
         self.pool,self.cuts,self.shape_info,*self.info = map(array, 'ibi' + 9*'i')                # of a chunk an array for each kind: frequent chunks lie close together
@@ -112,9 +111,8 @@ class ChunkTokenizer:
         cut[(codes == ord(' ')) | (codes == ord('\n'))] = 2
         width = np.array([len(o) + 1 for o in shapes])
         at = width.cumsum() - width
-        starts,ends = tuple(self.starts),tuple(self.ends)
         for s,t,*row in zip(shapes, map(str.strip, shapes), width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
-            start,end = filter(t.startswith, starts) if t.startswith(starts) else (),filter(t.endswith, ends) if t.endswith(ends) else ()
+            start,end = (filter(f, o) if f(o) else () for f,o in ((t.startswith, self.starts), (t.endswith, self.ends)))
             self.shape_info.extend((*row, s[0] == ' ', self.sides[frozenset(start)], self.sides[frozenset(end)]))
         self.cuts.frombytes(cut.tobytes())
 
@@ -187,5 +185,4 @@ class ChunkTokenizer:
 
     def __call__(self, texts):
         ids,lens,names = self.encode(list(texts))
-        ends = lens.cumsum()
-        return (L(names[i] for i in ids[e-n:e]) for n,e in zip(lens, ends))
+        return (L(names[i] for i in o) for o in np.split(ids, lens.cumsum())[:-1])

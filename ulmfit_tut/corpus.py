@@ -6,10 +6,8 @@
 __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_corpora', 'clear_corpora']
 
 # %% ../nbs/api/corpus.ipynb #20b883a7
-import contextlib, errno, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
+import contextlib, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
-from pathlib import Path
-import numpy as np, pandas as pd
 from fastai.text.all import *
 from .data import read_text, text_vocab
 from .files import replacing
@@ -75,7 +73,7 @@ def _seen(df, encoding, cache):
     "Where the digest of these files is remembered; whether they rest, for a file may change twice within one tick of its clock; their `file_stats`"
     if 'text' in df: return None,False,None
     stats = file_stats(_files(df))
-    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max() > 2e9,stats
+    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max(initial=0) > 2e9,stats
 
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
@@ -95,7 +93,7 @@ def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests
 def _build(d, key, df, tok, encoding, n_workers, progress, stats):
     names,lens,after,whole,h = [],[],[],0,hashlib.sha256()
     items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
-    with open(d/'raw', 'wb') as raw:
+    with open(d.parent/'raw', 'wb') as raw:                                                           # removed with that folder
         for ids,n,new,w,digests,s in encode_texts(items, tok, n_workers, progress, encoding, root, None if stats is None else stats[:, 0]):
             names += new; whole += w
             raw.write(ids)
@@ -103,11 +101,10 @@ def _build(d, key, df, tok, encoding, n_workers, progress, stats):
     if stats is not None and len(bad := np.flatnonzero((np.concatenate(after) != stats).any(1)).tolist()):
         raise ValueError(f'Files have changed while they were read, {df.file.iloc[bad[0]]} and {len(bad) - 1} more: once they are at rest, run it again')
     dtype,offsets = np.min_scalar_type(max(len(names) - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
-    if dtype.itemsize == 4: (d/'raw').rename(d/'ids.bin')                                             # as large corpora are: no second pass
+    if dtype.itemsize == 4: (d.parent/'raw').rename(d/'ids.bin')                                      # as large corpora are: no second pass
     else:
-        with open(d/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
+        with open(d.parent/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
             while block := raw.read(2**24): f.write(np.frombuffer(block, np.int32).astype(dtype))
-        (d/'raw').unlink()
     np.save(d/'offsets.npy', offsets)
     (d/'types.json').write_text(json.dumps(names))
     meta = dict(format=_format, key=key, texts=len(items), tokens=int(offsets[-1]), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
@@ -147,7 +144,7 @@ def text_corpus(
                         path.rename(Path(tmp)/'old')
                     new.rename(path)
                 except OSError:                                                    # another process was first
-                    if not _whole(path): raise OSError(errno.EIO, 'the finished corpus could not be put in its place') from None
+                    if not _whole(path): raise OSError('the finished corpus could not be put in its place') from None
         if rests and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:

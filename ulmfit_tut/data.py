@@ -8,9 +8,6 @@ __all__ = ['mini_reviews_df', 'mini_reviews', 'read_text', 'texts_from_folder', 
 
 # %% ../nbs/02_data.ipynb #7ad9c3a3
 import contextlib, os, tempfile, ulmfit_tut
-from collections import Counter
-from pathlib import Path
-import numpy as np, pandas as pd
 from fastai.text.all import *
 
 # %% ../nbs/02_data.ipynb #01ee22eb
@@ -26,16 +23,13 @@ def mini_reviews(
 ) -> Path: # folder with `train/{neg,pos}`, `test/{neg,pos}` and `unsup`, as IMDb has them
     "The embedded reviews as a folder, written once and checked each time; `ValueError` if files in it were changed"
     path = Path(path or fastai_cfg().path('data')/'mini_reviews')
-    texts = {Path(o.split, o.label, f'{o.Index}_{o.rating}.txt'): o.text.encode() for o in mini_reviews_df().itertuples()}
+    texts = {Path(o.split, o.label, f'{o.Index}_{o.rating}.txt'): o.text for o in mini_reviews_df().itertuples()}
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as tmp:
-            new = Path(tmp)/'new'
-            for f,t in texts.items():
-                (new/f).parent.mkdir(parents=True, exist_ok=True)
-                (new/f).write_bytes(t)
-            with contextlib.suppress(OSError): new.rename(path)          # another process was first: its folder is checked below
-    if {o.relative_to(path): o.read_bytes() for o in path.rglob('*.txt')} != texts:
+            for f,t in texts.items(): Path(tmp, 'new', f).mk_write(t, 'utf8')
+            with contextlib.suppress(OSError): Path(tmp, 'new').rename(path)    # another process was first: see below
+    if {o.relative_to(path): o.read_text('utf8', 'replace') for o in path.rglob('*.txt')} != texts:
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
@@ -51,26 +45,24 @@ def read_text(
 
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
-    labels:list=None, # names of the class folders; default every folder in `train` but those in `unlabelled`
+    labels:list=None, # names of the class folders; default every folder in a part but those in `unlabelled`
     unlabelled:list=('unsup',), # folders, in `path` or in `train`, whose texts have no label
     encoding:str='utf8',
     read:bool=True # `False` leaves the texts on disk, for `text_corpus` to read
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, and `file` relative to `path`, which is in `attrs`
     "All texts below `path`, files sorted; `ValueError` or `FileNotFoundError` for a folder that cannot be used"
-    path,labels,unlabelled,dfs = Path(path),listify(labels),listify(unlabelled),[pd.DataFrame(columns=['file', 'label', 'part'], dtype=str)]
+    path,labels,unlabelled,rows = Path(path),uniqueify(listify(labels)),uniqueify(listify(unlabelled)),[]
     if not path.is_dir(): raise FileNotFoundError(f'No such folder: {path}' + (' (a file that is no .csv cannot be read)' if path.exists() else ''))
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if gone := [u for u in unlabelled if u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
         raise ValueError(f'{path} has no folder {gone} for unlabelled=')
-    found = {p: sorted(o.name for o in (path/p).iterdir() if o.is_dir()) for p in ('train', 'valid', 'test') if (path/p).is_dir()}
-    classes = labels or [o for o in found['train'] if o not in unlabelled]
-    if not labels and (odd := [o for names in found.values() for o in names if o not in (*classes, *unlabelled)]):
-        raise ValueError(f'{path} has folders {odd} in valid or test, but not in train: add them there, or choose classes by labels=[...]')
-    for d,c,part in [*((f'{p}/{c}', c, p) for p in found for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
+    parts = [p for p in ('train', 'valid', 'test') if (path/p).is_dir()]
+    classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir()} - {*unlabelled})
+    for d,c,part in [*((f'{p}/{c}', c, p) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
         files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt') and not o.startswith('._')) if (path/d).is_dir() else []
         if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
-        dfs.append(pd.DataFrame({'file': [f'{d}/{o}' for o in files], 'label': c, 'part': part}, dtype=str))
-    df = pd.concat(dfs, ignore_index=True)
+        rows += [(f'{d}/{o}', c, part) for o in files]
+    df = pd.DataFrame(rows, columns=['file', 'label', 'part'], dtype=str)
     if read: df.insert(0, 'text', [read_text(path/f, encoding) for f in df.file])
     df.attrs['path'] = str(path)
     return _check(df, str(path))
@@ -109,6 +101,7 @@ def texts_from_df(
     name:str='The table' # what errors call it; they count rows from 0
 ) -> pd.DataFrame: # `text`, `label` (a string; a tuple of strings where there may be several), `part`, `is_valid`
     "Texts of a DataFrame; `ValueError` that names rows with empty texts or labels"
+    if not 0 < test_pct < 1: raise ValueError(f'test_pct={test_pct} must lie between 0 and 1')
     text_cols,label_cols = listify(text_col),listify(label_col)
     def refuse(bad, what):
         idx = np.flatnonzero(bad).tolist()
@@ -178,9 +171,15 @@ def _fetch(url, *files, kind='data', instead='source="mini"'):
 def _csv(f, encoding, **kwargs):
     "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
     if not Path(f).exists(): raise FileNotFoundError(f'No such file: {f}')
-    with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning):             # of fields beyond the header, which pandas would drop; a comma too many is none
-        try: yield from pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)         # the text "None" is a text
-        except (ValueError, LookupError, pd.errors.ParserWarning) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
+    chunks = None
+    while True:
+        with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning):         # of fields beyond the header, which pandas would drop; a comma too many is none
+            try:
+                chunks = chunks or pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)         # the text "None" is a text
+                df = next(chunks)
+            except StopIteration: return
+            except (ValueError, LookupError, pd.errors.ParserWarning) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
+        yield df
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(
@@ -192,9 +191,8 @@ def text_vocab(
     "Vocabulary of a corpus on top of a pretrained one; the same on every machine"
     counts,special = toks if isinstance(toks, dict) else Counter(t for o in toks for t in o),defaults.text_spec_tok
     own = sorted(sorted(t for t,c in counts.items() if c >= min_freq), key=counts.get, reverse=True)          # equal counts stay in alphabetical order
-    both = [*(pretrained or special), *own]
-    if len(dict.fromkeys(both)) > max_vocab: both = [*special, *own, *pretrained]
-    return list(dict.fromkeys(both))[:max_vocab]
+    both = list(dict.fromkeys([*(pretrained or special), *own]))
+    return both if len(both) <= max_vocab else list(dict.fromkeys([*special, *own, *pretrained]))[:max_vocab]
 
 # %% ../nbs/02_data.ipynb #45c1eb7b
 class PadChunks(Pad_Chunk):

@@ -8,18 +8,17 @@ __all__ = ['read_run', 'report']
 # %% ../nbs/api/report.ipynb #e2ae8dd1
 import io,json,re
 import numpy as np, pandas as pd
-from importlib.resources import files
 from pathlib import Path
 
 # %% ../nbs/api/report.ipynb #46c2ab67
 def _draw(df, title, y, x, log=False, **names):
     "SVG of a line for each column in `names`, which says what to call it, and what the lines say in words; one called `_` only holds a colour free"
-    import matplotlib as mpl, matplotlib.figure
+    import matplotlib as mpl, matplotlib.figure, matplotlib.style
     df,buf = df.set_axis(range(1, len(df)+1)), io.StringIO()
     d = df.reindex(columns=[*names]).replace([np.inf, -np.inf], np.nan)
     if log: d = d.where(d > d.max().max()/1e4)
     d = d.iloc[np.linspace(0, len(d)-1, min(len(d), 400), dtype=int)]  # a screen has no room for more points
-    with mpl.rc_context({'svg.hashsalt': title}, files('ulmfit_tut')/'data_files/report.mplstyle'):
+    with mpl.style.context(['ulmfit_tut.data_files.report', {'svg.hashsalt': title}], after_reset=True):
         ax = mpl.figure.Figure((5, 3.5)).subplots()
         for k,c in names.items(): ax.plot(d.index, d[k], label=c+' (frozen)'*(log and not df[k].any()), marker='o' if len(d)<31 else '')
         for e,s in df.stage[df.stage.diff()>0].items() if 'stage' in df else []:

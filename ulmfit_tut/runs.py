@@ -27,7 +27,7 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
                         ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0'), ('lr_ratio', 1, above, 'number above 0, which 1 makes the same rate for all layers')]:
         must(len(listify(c[k])) == n and all(map(ok, listify(c[k]))) and (k != 'epochs' or any(c[k])), k, f'use {n} {what}')
     must(not is_listy(c['label_col']), 'label_col', 'give one column; text_dls and classifier_learner take several')
-    for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(0 < c[k] <= top, k, f'use more than 0, where fastai 2.8.12 fails, and at most {top}, where more would drop everything somewhere')
+    for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(above(c[k]) and c[k] <= top, k, f'use more than 0, where fastai 2.8.12 fails, and at most {top}, where more would drop everything somewhere')
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
 

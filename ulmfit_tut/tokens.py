@@ -7,13 +7,9 @@ __all__ = ['get_tokenizer', 'tokenizer_names', 'text_digests', 'file_stats', 'en
 
 # %% ../nbs/api/tokens.ipynb #30724ab4
 import gc, hashlib, itertools, multiprocessing, os, sys
-from collections import defaultdict, deque
-from operator import attrgetter
-from pathlib import Path
-import numpy as np
 from fastai.text.all import *
 from concurrent.futures import ProcessPoolExecutor       # after fastai, which has another of this name
-from .chunks import ChunkTokenizer
+from .chunks import ChunkTokenizer, _Numbers, _number
 from .data import read_text
 from .rules import rule_sets
 
@@ -25,9 +21,8 @@ def get_tokenizer(
 ): # called with strings, gives a list of tokens for each; all rules inside, so that `predict` cannot leave one out
     "The tokenizer of a language; `ValueError` for rules that are not there, `ImportError` for a language that is not"
     if isinstance(rules, str):
-        if rules not in rule_sets: raise ValueError(f'rules={rules!r} is none of {", ".join(rule_sets)}')
-        if tok is None and lang == 'en': return ChunkTokenizer(rules)
-        rules = rule_sets[rules]
+        english,rules = ChunkTokenizer(rules),rule_sets[rules]                            # reads nothing yet, but knows the names
+        if tok is None and lang == 'en': return english
     try: return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
     except (ImportError, AttributeError) as e:                                            # spaCy's Chinese takes no special tokens
         raise ImportError(f'spaCy has no tokenizer {lang!r} that works here ({e}): install what it asks for, take lang="xx", which knows blanks and punctuation, or pieces of words by tok=') from None
@@ -65,13 +60,11 @@ class _Work:
         texts = [read_text(f, self.encoding) if f else o for f,o in zip(files, items)]
         if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
         else:
-            type_id,toks = defaultdict(itertools.count().__next__),[list(o) for o in tok(texts)]
-            ids,lens = np.array([type_id[t] for o in toks for t in o], np.int32),np.array([len(o) for o in toks], np.int64)
-            names = list(type_id)
-        if names is not self.names: self.names,self.sent = names,np.zeros(0, bool)                # the numbers start again
-        self.sent = np.append(self.sent, np.zeros(max(0, ids.max(initial=-1) + 1 - len(self.sent)), bool))
-        new = np.flatnonzero((np.bincount(ids, minlength=len(self.sent)) > 0) > self.sent)
-        self.sent[new] = True
+            toks,types = [list(o) for o in tok(texts)],_Numbers()
+            ids,lens,names = _number(types, [*itertools.chain(*toks)]),np.array([*map(len, toks)], np.int64),types.names
+        if names is not self.names: self.names,self.sent = names,np.zeros(0, int)                # the numbers start again
+        new = np.setdiff1d(np.flatnonzero(np.bincount(ids)), self.sent, assume_unique=True)
+        self.sent = np.append(self.sent, new)
         return os.getpid(),ids,lens,new,[names[i] for i in new.tolist()],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
 
 def _start(*how):
@@ -105,18 +98,17 @@ def encode_texts(
     blocks = _blocks(items, root, sizes)
     if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)
     bar = partial(progress_bar, total=len(blocks), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
+    if n_workers > 1 and isinstance(tok, ChunkTokenizer):
+        tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                               # of our own: another thread may hold the lock of the one that is forked
+        tok.encode([''])                                                                              # reads spaCy's tables, once for all
     def results():
-        nonlocal tok
         if n_workers < 2: yield from map(_Work(tok, encoding, root), blocks); return
-        if isinstance(tok, ChunkTokenizer):
-            tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                           # of our own: another thread may hold the lock of the one that is forked
-            tok.encode([''])                                                                          # reads spaCy's tables, once for all
         with ProcessPoolExecutor(n_workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else None), _start, (tok, encoding, root)) as ex:      # fastai is long to import in a new process
-            todo = deque()
+            todo = []
             for b in blocks:
                 todo.append(ex.submit(_run, b))
-                if len(todo) > 2*n_workers: yield todo.popleft().result()
-            while todo: yield todo.popleft().result()
+                if len(todo) > 2*n_workers: yield todo.pop(0).result()
+            while todo: yield todo.pop(0).result()
     table,known = {},defaultdict(lambda: np.zeros(0, np.int32))                                       # tokens' numbers here, and by process of its numbers
     for process,ids,lens,at,names,*rest in bar(results()):
         new = sorted(t for t in names if t not in table)                                              # the same with any number of workers
@@ -127,9 +119,8 @@ def encode_texts(
 
 def _all_ids(texts, *args):
     "As `ChunkTokenizer.encode`, in blocks"
-    types,blocks = [],[[np.zeros(0, np.int64)]*2]
-    for ids,lens,new,*_ in encode_texts(list(texts), *args): types += new; blocks.append((ids, lens))
-    return *map(np.concatenate, zip(*blocks)),types
+    ids,lens,new,*_ = zip(*encode_texts(list(texts), *args))
+    return np.concatenate(ids),np.concatenate(lens),[*itertools.chain(*new)]
 
 def tokenize(
     texts, # strings, or `Path`s of files
@@ -138,5 +129,4 @@ def tokenize(
 ) -> L: # a list of tokens for each text, in order
     "Tokens of many texts"
     ids,lens,types = _all_ids([texts] if isinstance(texts, str) else texts, tok, n_workers, progress)
-    toks,ends = list(map(types.__getitem__, ids.tolist())),lens.cumsum().tolist()
-    return L(toks[a:b] for a,b in zip([0, *ends], ends))
+    return L(o.tolist() for o in np.split(np.array(types, object)[ids], lens.cumsum())[:-1])

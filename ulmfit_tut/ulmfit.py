@@ -6,13 +6,13 @@
 __all__ = ['classifier_learner', 'ulmfit']
 
 # %% ../nbs/06_ulmfit.ipynb #1fc8725a
-import contextlib, hashlib, importlib.metadata, platform, shutil
+import contextlib, hashlib, platform, shutil
 from fastai.text.all import *
 from .compare import majority, tfidf, wilson
 from .batches import text_dls
 from .corpus import text_corpus
 from .data import get_texts
-from .encoder import load_encoder, save_encoder, save_text_model
+from .encoder import _versions, load_encoder, save_encoder, save_text_model
 from .lm import lm_learner, pretrained_lm
 from .predict import predict
 from .report import read_run, report
@@ -100,7 +100,7 @@ def ulmfit(
     sha = lambda b: hashlib.sha256(b).hexdigest()
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
-        'versions': {'python': platform.python_version()} | {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}}
+        'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab = corpus.vocab(old, min_freq, max_vocab)
     lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch

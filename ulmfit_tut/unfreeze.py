@@ -48,6 +48,7 @@ def lm_stages(
     epochs=(1, 4), lrs=(2e-2, 5e-3) # of each stage; the rates are those of all groups
 ) -> list: # two stages, frozen and unfrozen; one of no epochs is left out
     "The schedule of a language model: word rows and decoder first, then everything"
+    if not len(lrs) == len(epochs) == 2: raise ValueError(f'two stages want two learning rates and epochs, not {lrs} and {epochs}')
     return [Stage(f, e, lr) for f,e,lr in zip((-1, 0), epochs, lrs) if e]
 
 def _ends(lr): return (lr.start, lr.stop) if isinstance(lr, slice) else (lr, lr)
@@ -101,8 +102,6 @@ class _Epochs(Callback):
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
     def after_batch(self):
         if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: raise CancelFitException
-    def after_cancel_fit(self):                                                                    # by `TerminateOnNaNCallback`, too
-        if self.bad and not self.problem: self.problem = ValueError(f'The loss is no number any more: lower the learning rates ({self.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data')
     def after_epoch(self):
         row = {k: None if v is None else float(v) for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1])}
         self.hist.append({**row, 'steps': self.steps, 'seconds': time.time() - self.t, 'stage': self.i, 'freeze_to': self.stage.freeze_to})
@@ -164,7 +163,7 @@ def fit_stages(
     for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.*.tmp') if file else []: o.unlink()                 # what a killed run was writing
     for i,s in enumerate(stages, 1):
         learn.freeze_to(s.freeze_to)
-        for p in learn.model.parameters(): p.grad = None                  # a group frozen again would still decay with its old gradient
+        learn.model.zero_grad()                                         # a group frozen again would still decay with its old gradient
         done = sum(o['stage'] == i for o in hist)
         if done == s.epochs or hist and hist[-1]['stage'] > i: continue
         for j,(p,*_) in enumerate(learn.opt.all_params() if done else []):        # after `freeze_to`, which clears the optimizer's state
@@ -174,10 +173,11 @@ def fit_stages(
             run = _Epochs(int(seed), i, s, done, meta['extra'] if done else (None, (0, 0.)), plan, file, hist, last)
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:
-                if 'out of memory' not in str(e).lower(): raise
+                if not re.search("out of memory|can't allocate memory", str(e), re.I): raise                 # of a GPU, of a CPU
                 bs = first(shape := tuple(getattr(first(learn.xb), 'shape', ()))) or 1
                 how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
-                raise RuntimeError(f'Out of memory in stage {i} at a batch of shape {shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})') from None
+                raise torch.OutOfMemoryError(f'Out of memory in stage {i} at a batch of shape {shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})') from None
+            if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates ({learn.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data')
             if run.problem: raise run.problem
     steps = lambda i: [o['steps'] for o in hist if o['stage'] == i]              # a callback may have ended a stage before its last epoch
     return pd.DataFrame(hist),pd.concat([stage_lrs([s], n, steps(i)).assign(stage=i) for i,s in enumerate(stages, 1)], ignore_index=True)
