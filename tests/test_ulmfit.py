@@ -1,5 +1,5 @@
 """The main job: the same bytes twice, the same bytes when cut off, nothing overwritten, every mistake named before any work."""
-import io, json, os, pickle, subprocess, sys
+import io, json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
@@ -11,7 +11,7 @@ from ulmfit_tut.encoder import save_encoder, save_text_model
 from ulmfit_tut.tokens import get_tokenizer
 from ulmfit_tut.ulmfit import _arms, classifier_learner, ulmfit
 
-fast = dict(split_col='part', lm_epochs=(1, 1), bs=8, seq_len=16, progress=False, device='cpu')
+fast = dict(split_col='part', lm_epochs=(1, 1), epochs=(1, 1, 1, 2), bs=8, seq_len=16, progress=False, device='cpu')
 
 def written(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file() and p.name != 'timings.csv'}
 
@@ -99,6 +99,20 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     (tmp_path/'thesis.txt').unlink()
     (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
+
+@pytest.mark.parametrize('n', [2999, 3000])
+def test_epochs_follow_the_labels(tmp_path, monkeypatch, n):
+    "Where they are not given; what is given stays"
+    import ulmfit_tut.ulmfit as module
+    class Enough(Exception): pass
+    def stop(*args): raise Enough
+    monkeypatch.setattr(module, '_arm', stop)
+    df = pd.DataFrame(dict(text=[f'{"good" if i%2 else "bad"} film {i%7}' for i in range(n + 2)], label=['ab'[i%2] for i in range(n + 2)], part=['train']*n + ['test']*2))
+    for kw, want in (({}, [2, 2, 2, 8] if n < 3000 else [1, 1, 1, 2]), (dict(epochs=(1, 1, 1, 5)), [1, 1, 1, 5])):
+        out = tmp_path/str(len(kw))
+        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
+        c = json.loads((out/'config.json').read_text())
+        assert (c['epochs'], c['lrs']) == (want, [1e-2]*4 if n < 3000 else [2e-2, 1e-2, 5e-3, 1e-3])
 
 @pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 whole numbers'),
     (dict(epochs=(0, 0, 0, 0)), 'not all of them 0'), (dict(epochs=(1, 1, 1, -1)), '4 whole numbers'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 

@@ -19,10 +19,10 @@ def parse_args(
     src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
     nargs = dict(source='?', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
-    choices = dict(compare=['majority', 'tfidf', 'scratch', 'direct'])
+    choices,types = dict(compare=['majority', 'tfidf', 'scratch', 'direct']),dict(epochs=int, lrs=float)
     for a,value in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
         k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
-        kw = dict(action='store_true') if value is False else dict(default=value, type=type(one or ''), nargs=nargs.get(k), choices=choices.get(k))
+        kw = dict(action='store_true') if value is False else dict(default=value, type=types.get(k, type(one or '')), nargs=nargs.get(k), choices=choices.get(k))
         p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=about, **kw)
     p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS, help='no progress bars')
     return vars(p.parse_args(args))

@@ -66,6 +66,8 @@ def _arms(c):
     return [(names.get((s, any(e))) or (f'ULMFiT from {Path(s).stem}' if any(e) else arms['direct'].format(Path(s).stem)), {**c, 'pretrained': s, 'lm_epochs': e}) for s,e in todo]
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
+_few,_many = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])       # by bench/epochs.py, the rate by Howard & Ruder 2018, section 4.1; of fastai's tutorial
+
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
@@ -79,7 +81,8 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), lr_ratio:float=2.6, # classifier, the tutorial's four stages: epochs (0 leaves one out), learning rates, and the ratio of those of neighbouring groups of layers (1: all the same)
+    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), learning rates; default 2 2 2 8 and 1e-2 throughout below 3,000 labels, from there on the tutorial's 1 1 1 2 and 2e-2 1e-2 5e-3 1e-3
+    lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
     backwards:bool=False, # read texts from the end
@@ -92,11 +95,13 @@ def ulmfit(
     "ULMFiT from reviews to a classifier that was tested once; writes the run folder `out`. Bad input is a `ValueError` or `OSError` before any work"
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out)
-    check_settings(c)
+    check_settings({k: _many.get(k) if v is None else v for k,v in c.items()})
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
+    default = _few if df.part.eq('train').sum() < 3000 else _many
+    c = {k: default.get(k) if v is None else v for k,v in c.items()}
     sha = lambda b: hashlib.sha256(b).hexdigest()
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
@@ -107,8 +112,7 @@ def ulmfit(
     write({**config, 'vocab_sz': len(vocab)}, out/'config.json')
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
           f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}\n'
-          f'{"What is left of about" if goes_on else "About"} {minutes(lm, clas, c, sizes):.1f} minutes on {c["device"]}. Everything goes to {out}')
-    if len(clas.train_ds) < 2000 and sum(epochs) < 10: print('Labels are few: epochs 2 2 2 16, lrs 2e-2 2e-2 2e-2 2e-2 and bs 16 take longer, and did better on 400 reviews')
+          f'{"What is left of about" if goes_on else "About"} {minutes(lm, clas, c, sizes):.1f} minutes on {c["device"]}, with {sum(c["epochs"])} epochs of the classifier. Everything goes to {out}')
 
     test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
     rows = [(arms[k], '', (f(df) == test.label).sum()) for k,f in simple.items() if k in c['compare']]
