@@ -7,11 +7,11 @@ IMDb's training reviews, their last 150 words. `wiki` is fine-tuned once, as `ul
 seed, half of each class, small draws within large ones. 2,000 training reviews that are drawn once lie idle: they alone are asked. Never reads a test text.
 Two processes may share the work: `run --seeds 0` and `run --seeds 1`.
 """
-import argparse, fcntl, os, time, warnings
+import argparse, fcntl, json, os, time, warnings
 from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd
-from fastai.text.all import json, set_seed
+from fastai.text.all import set_seed
 from labels import fit, machine
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.compare import paired_difference
@@ -32,10 +32,7 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '14, paper': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=32),
              '14, high': dict(epochs=(2, 2, 2, 8), lrs=high, bs=32),
              '22, tutorial': dict(epochs=(2, 2, 2, 16), lrs=tutorial, bs=32),
-             '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32),
-             '22, high, bs 16': dict(epochs=(2, 2, 2, 16), lrs=high, bs=16)}
-few = list(schedules)
-counts = (200, 400, 1000, 2500, 6000, 12000)
+             '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32)}
 
 def texts(work):
     "IMDb's train and some of its unlabelled reviews, cut; written once"
@@ -50,7 +47,7 @@ def texts(work):
 
 def drawn(df, seed):
     "Rows of the two classes in turn, in an order of the seed; without the idle ones, which are the same for all"
-    def turns(rng, use): return np.stack([p[:n] for n in [min(np.bincount(pd.factorize(df.label[use])[0]))] for p in (rng.permutation(np.flatnonzero(use & df.label.eq(l))) for l in ('neg', 'pos'))], 1).ravel()
+    def turns(rng, use): return np.stack([rng.permutation(np.flatnonzero(use & df.label.eq(l))) for l in ('neg', 'pos')], 1).ravel()
     train = df.part.eq('train').to_numpy()
     idle = turns(np.random.default_rng(10_000), train)[:N_IDLE]
     return np.sort(idle),turns(np.random.default_rng(seed), train & ~np.isin(np.arange(len(df)), idle))
@@ -125,7 +122,9 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=['run', 'collect'])
     p.add_argument('--work', type=Path, default=Path('~/.fastai/epochs').expanduser())
-    p.add_argument('--seeds', nargs='+', type=int, default=[0, 1]); p.add_argument('--labels', nargs='+', type=int, choices=counts, default=[400, 1000, 2500]); p.add_argument('--schedules', nargs='+', choices=few, default=few)
+    p.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    p.add_argument('--labels', nargs='+', type=int, default=[400, 1000])
+    p.add_argument('--schedules', nargs='+', choices=schedules, default=list(schedules))
     a = p.parse_args()
     steady_memory()
     a.work.mkdir(parents=True, exist_ok=True)

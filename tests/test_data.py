@@ -200,6 +200,12 @@ def test_embedded_folder_is_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space'): mini_reviews(tmp_path/'n')
     assert [o.name for o in tmp_path.iterdir()] == ['m']
 
+@pytest.mark.parametrize('change', [lambda t: t.replace(b' ', b'\r\n', 1), lambda t: t + b'\xff', lambda t: t + b'\n'])
+def test_embedded_folder_that_was_changed(tmp_path, change):
+    f = next((mini_reviews(tmp_path/'m')/'unsup').iterdir())
+    f.write_bytes(change(f.read_bytes()))
+    fails(lambda: mini_reviews(tmp_path/'m'), 'differs', 'delete the folder')
+
 def test_padding_does_not_change_a_prediction():
     "A text alone, and beside a longer one whose length is no multiple of `seq_len` (fastai issue 3379)"
     import torch

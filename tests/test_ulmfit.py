@@ -118,7 +118,7 @@ def test_epochs_follow_the_labels(tmp_path, monkeypatch, n):
     (dict(epochs=(0, 0, 0, 0)), 'not all of them 0'), (dict(epochs=(1, 1, 1, -1)), '4 whole numbers'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 
     (dict(lrs=(1, 1, 0, 1)), 'above 0'), (dict(lrs=(1, 1, float('nan'), 1)), 'above 0'), (dict(bs=1), 'at least 2'), (dict(valid_pct=1.5), 'between 0 and 1'),
     (dict(seed=-1), 'seed'), (dict(drop_mult=-1), 'drop_mult'), (dict(bs=5000), 'largest that works'), (dict(text_col='review'), "'review'"),
-    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(lm_drop_mult=0), 'more than 0'),
+    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(drop_mult='0.3'), 'at most 2'), (dict(lm_drop_mult=None), 'at most 4'), (dict(lm_drop_mult=0), 'more than 0'),
     (dict(seq_len=1500), 'at most 1440'), (dict(seed=2**40), 'at most'), (dict(lang='zz'), 'zz')])
 def test_mistakes(short, tmp_path, bad, has):
     with pytest.raises(ValueError) as e: ulmfit(short, tmp_path/'run', **{**fast, **bad})

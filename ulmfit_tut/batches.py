@@ -43,7 +43,7 @@ class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
         if len(self.cols) > 1:
-            if bad := [c for c in self.cols if str(o[c]).lower() not in _flags]: raise ValueError(f'{bad}: not every row has 0 or 1 there')
+            if bad := {c: o[c] for c in self.cols if str(o[c]).lower() not in _flags}: raise ValueError(f'{bad} in a row: of several labels each is 0 or 1; fill it, or leave the row out')
             return [str(c) for c in self.cols if _flags[str(o[c]).lower()]]
         v = o[self.cols[0]]
         return str(int(v)) if isinstance(v, float) and v.is_integer() and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing

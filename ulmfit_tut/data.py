@@ -28,8 +28,8 @@ def mini_reviews(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as tmp:
             for f,t in texts.items(): Path(tmp, 'new', f).mk_write(t, 'utf8')
-            with contextlib.suppress(OSError): Path(tmp, 'new').rename(path)    # another process was first: see below
-    if {o.relative_to(path): o.read_text('utf8', 'replace') for o in path.rglob('*.txt')} != texts:
+            with contextlib.suppress(OSError): Path(tmp, 'new').rename(path)    # another process was first: its folder is checked below
+    if {o.relative_to(path): o.read_bytes().decode('utf8', 'replace') for o in path.rglob('*.txt')} != texts:
         raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 

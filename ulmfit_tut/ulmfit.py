@@ -95,13 +95,13 @@ def ulmfit(
     "ULMFiT from reviews to a classifier that was tested once; writes the run folder `out`. Bad input is a `ValueError` or `OSError` before any work"
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out)
-    check_settings({k: _many.get(k) if v is None else v for k,v in c.items()})
+    fill = lambda default: {k: default.get(k) if v is None else v for k,v in c.items()}
+    check_settings(fill(_many))
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
-    default = _few if df.part.eq('train').sum() < 3000 else _many
-    c = {k: default.get(k) if v is None else v for k,v in c.items()}
+    c = fill(_few if df.part.eq('train').sum() < 3000 else _many)
     sha = lambda b: hashlib.sha256(b).hexdigest()
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
         'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
