@@ -281,7 +281,7 @@ def test_numericalize_does_not_grow(vocab):
     assert len(num.o2i) == n and len(pickle.loads(pickle.dumps(num)).o2i) == n
 
 def test_what_an_expert_tried(corpus, vocab):
-    for kw, has in [(dict(vocab=[vocab, ['neg', 'pos']]), 'words_of'), (dict(bs=0), 'bs=0'), (dict(seq_len=0), 'seq_len=0')]:
+    for kw, has in [(dict(vocab=[vocab, ['neg', 'pos']]), 'words_of'), (dict(bs=0), 'bs=0'), (dict(seq_len=0), 'seq_len=0'), (dict(bs=4.5), 'bs=4.5'), (dict(bs='8'), "bs='8'")]:
         with pytest.raises(ValueError, match=has) as e: text_dls(corpus, **{'vocab': vocab, 'device': 'cpu', **kw})
         assert len(str(e.value)) < 300
 

@@ -84,6 +84,7 @@ def test_stages_and_the_main_job(short, tmp_path):
 def test_what_has_a_backwards_model(short, tmp_path):
     with pytest.raises(ValueError, match="'wiki' reads forwards: use pretrained=\"movies\""): pretrained_lm('wiki', backwards=True)
     assert pretrained_lm('none', backwards=True)[0] is None
+    with pytest.raises(ValueError, match='pretrained=None is none of wiki'): pretrained_lm(None)
     with pytest.raises(ValueError, match='wiki reads forwards'): ulmfit(short, tmp_path/'run', 'movies', split_col='part', backwards=True, compare=('direct',))
     assert not (tmp_path/'run').exists()
 

@@ -152,6 +152,7 @@ def test_class_without_training_text():
 
 def test_folders_that_do_not_agree(folder):
     fails(lambda: get_texts(folder, unlabelled='more'), "['more']")
+    fails(lambda: get_texts(folder, labels=['bad', 'good'], unlabelled=['good']), "['good']", 'labels=')
     (folder/'test/meh').mkdir(); (folder/'test/meh/0.txt').write_text('meh')
     fails(lambda: get_texts(folder), "class 'meh'", 'labels=')
     assert get_texts(folder, labels=['bad', 'good']).part.eq('test').sum() == 4

@@ -90,6 +90,10 @@ def test_many_long_texts(n_workers, capsys):
     blocks = tokens._blocks(texts, None)
     assert sum(blocks, []) == texts and max(sum(map(len, o)) for o in blocks) < 2**21 + 7500 and max(map(len, tokens._blocks(['']*5000, None))) <= 1024
 
+def test_one_file(tmp_path):
+    (tmp_path/'t.txt').write_text('One file.')
+    assert tokenize(tmp_path/'t.txt') == tokenize('One file.') == [['xxbos', 'xxmaj', 'one', 'file', '.']]
+
 def test_lone_surrogate():
     with pytest.raises(ValueError, match='lone surrogate.*mend it'): tokenize(['fine', 'not \ud800 fine'])
 

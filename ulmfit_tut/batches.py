@@ -175,7 +175,7 @@ def text_dls(
     device=None # default fastai's
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
-    if min(bs, seq_len) < 1: raise ValueError(f'bs={bs}, seq_len={seq_len}: both are at least 1')
+    if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: both are whole numbers, at least 1')
     df,valid = corpus.df,np.asarray(corpus.df.is_valid if valid is None else valid)
     held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
     if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size:

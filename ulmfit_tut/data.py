@@ -54,8 +54,8 @@ def texts_from_folder(
     path,labels,unlabelled,rows = Path(path),uniqueify(listify(labels)),uniqueify(listify(unlabelled)),[]
     if not path.is_dir(): raise FileNotFoundError(f'No such folder: {path}' + (' (a file that is no .csv cannot be read)' if path.exists() else ''))
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
-    if gone := [u for u in unlabelled if u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
-        raise ValueError(f'{path} has no folder {gone} for unlabelled=')
+    if odd := [u for u in unlabelled if u in labels or u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
+        raise ValueError(f'unlabelled={odd}: {path} has no such folder, or labels= names it as well')
     parts = [p for p in ('train', 'valid', 'test') if (path/p).is_dir()]
     classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir()} - {*unlabelled})
     for d,c,part in [*((f'{p}/{c}', c, p) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:

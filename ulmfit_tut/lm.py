@@ -38,7 +38,7 @@ def pretrained_lm(
     tok=(None, None) # `tokenizer_names` that a file of your own must not contradict
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
-    if not (own := Path(name).suffix == '.safetensors') and name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors file; backwards=True is what makes them read from the end')
+    if not (own := Path(str(name)).suffix == '.safetensors') and name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors file; backwards=True is what makes them read from the end')
     if name == 'wt103': return _wt103(backwards)
     if backwards and name == 'wiki': raise ValueError(f'{name!r} reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
     weights,meta = load_weights(name if own else _models/f'{"wiki" if name == "none" else name}{"-bwd"*(backwards and name != "none")}.safetensors')

@@ -123,10 +123,10 @@ def _all_ids(texts, *args):
     return np.concatenate(ids),np.concatenate(lens),[*itertools.chain(*new)]
 
 def tokenize(
-    texts, # strings, or `Path`s of files
+    texts, # strings, or `Path`s of files; or a single one
     tok=None, # as `get_tokenizer` gives it; default fastai's rules and English
     n_workers:int=None, progress:bool=None # as in `encode_texts`
 ) -> L: # a list of tokens for each text, in order
     "Tokens of many texts"
-    ids,lens,types = _all_ids([texts] if isinstance(texts, str) else texts, tok, n_workers, progress)
+    ids,lens,types = _all_ids([texts] if isinstance(texts, (str, Path)) else texts, tok, n_workers, progress)
     return L(o.tolist() for o in np.split(np.array(types, object)[ids], lens.cumsum())[:-1])
