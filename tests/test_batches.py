@@ -2,6 +2,7 @@
 import multiprocessing, pickle, warnings
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd, pytest, torch
+from fastai.distributed import DistributedDL
 from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, Tokenizer, accuracy,
     accuracy_multi, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, load_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import LMLoader, TextLoader, known_words, text_dls
@@ -217,6 +218,22 @@ def test_valid_by_mask(corpus, vocab):
     assert list(text_dls(corpus, vocab, bs=4, valid=one, device='cpu').valid_ds.items) == [one]
     for bad in ([-1], [len(corpus)], mask[:9], mask.astype(int), [3, 3], 'valid', [.5]):
         with pytest.raises(ValueError, match='valid'): text_dls(corpus, vocab, bs=4, valid=bad)
+
+def test_words_of_validation_stay_unknown(tmp_path):
+    "Whatever is held back, the vocabulary is that of the other texts"
+    df = pd.DataFrame(dict(text=[f'word{i} is word{i}, not word{i}' for i in range(40)], label=['a', 'b']*20, part=['train']*30 + ['test']*10))
+    corpus, held = text_corpus(get_texts(df, split_col='part'), cache=tmp_path), range(6)
+    dls = text_dls(corpus, bs=4, valid=held, device='cpu')
+    assert {o for o in dls.vocab[0] if 'word' in o} == {f'word{i}' for i in range(6, 30)}
+    assert text_dls(corpus, bs=4, device='cpu').vocab[0] == corpus.vocab()
+
+def test_a_share_of_a_shared_stream_is_refused(corpus, vocab):
+    "fastai's `DistributedDL` would let every process read the whole text"
+    dl = text_dls(corpus, vocab, is_lm=True, bs=4, seq_len=8, device='cpu').train
+    shared = DistributedDL(dl, 0, 2)
+    shared._broadcast = lambda t, rank: t
+    with pytest.raises(ValueError, match='bench/ranks.py'): list(shared)
+    assert len(list(dl)) == len(dl)
 
 def test_rows_as_numpy_counts_them(corpus, vocab):
     dls = text_dls(corpus, vocab, bs=4, device='cpu')

@@ -183,6 +183,9 @@ def test_command(pair, file, tmp_path):
     cmd = [sys.executable, '-W', 'ignore', '-c', 'from ulmfit_tut.cli import predict_main; predict_main()', file, tmp_path/'in.csv', tmp_path/'out.csv', '--device', 'cpu']
     res = subprocess.run(list(map(str, cmd)), capture_output=True, text=True)
     assert res.returncode == 0, res.stderr
-    for f in (tmp_path/'out.csv', predict_csv(pair, tmp_path/'in.csv', tmp_path/'want.csv', rows=3)):
+    one = [save_text_model(o, tmp_path/f'{i}.safetensors') for i, o in enumerate(pair)]
+    res = subprocess.run(list(map(str, [*cmd[:5], *one, tmp_path/'in.csv', tmp_path/'two.csv', '--device', 'cpu'])), capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr
+    for f in (tmp_path/'out.csv', tmp_path/'two.csv', predict_csv(pair, tmp_path/'in.csv', tmp_path/'want.csv', rows=3)):
         got = pd.read_csv(f)
         assert list(got.columns) == ['label', 'neg', 'pos'] and np.abs(got.pos - predict(pair, texts).pos).max() < 1e-6

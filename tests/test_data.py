@@ -141,6 +141,16 @@ def test_several_labels_and_none_are_cut_apart():
     df = pd.DataFrame(dict(text=[f'text {i}' for i in range(100)], a=[0, 1]*50, b=1, part=['train']*10 + ['test']*5 + ['unsup']*85))
     for seed in range(20): assert get_texts(df, label_col=['a', 'b'], split_col='part', seed=seed).query('part=="train"').is_valid.sum() == 1
 
+def test_rows_without_a_label():
+    "Labelled and unlabelled rows in one table: the test is cut from the labelled, as it is when they stand alone"
+    df = pd.DataFrame(dict(text=[f'text {i}' for i in range(60)], label=(['a', 'b']*15 + [None]*30), part=['train']*30 + ['unsup']*30)).sample(frac=1, random_state=0)
+    fails(lambda: get_texts(df), "'label' is empty", 'unsup')
+    whole, alone = get_texts(df, split_col='part', seed=3), get_texts(df[df.label.notna()], seed=3)
+    assert whole.part.value_counts().to_dict() == dict(unsup=30, train=24, test=6)
+    assert whole.text[whole.part.eq('test')].tolist() == alone.text[alone.part.eq('test')].tolist()
+    fails(lambda: get_texts(df[df.label.ne('a') | (df.index < 4)], split_col='part'), "2 texts of class 'a'")
+    fails(lambda: get_texts(df.assign(part='unsup'), split_col='part'), 'has no "test" or "valid" part')
+
 def test_what_macos_leaves_beside_a_text(folder):
     n = len(get_texts(folder))
     (folder/'train/bad/._0.txt').write_bytes(b'\0\5\x16\7')

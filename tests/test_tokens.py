@@ -97,6 +97,10 @@ def test_one_file(tmp_path):
 def test_lone_surrogate():
     with pytest.raises(ValueError, match='lone surrogate.*mend it'): tokenize(['fine', 'not \ud800 fine'])
 
+def test_a_text_beyond_spacys_million():
+    for tok in (get_tokenizer('de'), get_tokenizer('en', [str.lower])):
+        assert tokenize(['ja nein '*130_000], tok)[0][-4:] == ['ja', 'nein']*2
+
 def test_other_tokenizers(short):
     texts = short.text[:20].tolist()
     tok = get_tokenizer(tok=lambda ts: (t.split() for t in ts), rules=[str.lower])

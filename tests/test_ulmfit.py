@@ -189,6 +189,7 @@ def test_command(tmp_path):
     assert r.returncode == 1 and r.stderr.startswith("ulmfit: --pretrained='bert' is none of wiki, movies") and not list(tmp_path.iterdir())
     from ulmfit_tut.cli import parse_args
     assert parse_args(['--device', 'cuda:1'])['device'] == 'cuda:1'
+    assert parse_args(['r.csv', '--text-col', 'title', 'body'])['text_col'] == ['title', 'body'] and parse_args([])['text_col'] == 'text'
     r = cmd('--device', 'gpu')
     assert r.returncode == 1 and r.stderr.startswith("ulmfit: --device='gpu': use cpu, cuda or mps") and not list(tmp_path.iterdir())
     r = cmd('--min-freq', '0')

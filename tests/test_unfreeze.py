@@ -1,7 +1,8 @@
 """Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
 import subprocess, sys, time, warnings
+from functools import partial
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, Callback, Categorize, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -95,7 +96,8 @@ def test_state_of_another_run_is_refused(corpus, short, tmp_path):
     refused(learner(corpus, 'lm'), stages[:1], 'model')
     other = text_corpus(get_texts(short.assign(text=short.text.where(short.index != short.index[short.part.eq('train')][0], 'Another text.')), split_col='part'))
     refused(learner(other, 'classifier'), stages[:1], 'train')
-    for k, v, has in [('wd', .3, 'wd'), ('loss_func', torch.nn.CrossEntropyLoss(), 'loss')]:
+    for k, v, has in [('wd', .3, 'wd'), ('loss_func', torch.nn.CrossEntropyLoss(), 'loss'), ('loss_func', CrossEntropyLossFlat(weight=torch.tensor([1., 2.])), 'loss'),
+                      ('opt_func', partial(SGD, mom=.9), 'opt'), ('opt_func', partial(Adam, sqr_mom=.9), 'opt'), ('opt_func', partial(Adam, wd=.3), 'wd')]:
         changed = learner(corpus, 'classifier')
         setattr(changed, k, v)
         refused(changed, stages[:1], has)

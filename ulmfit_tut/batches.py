@@ -8,7 +8,7 @@ __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader',
 # %% ../nbs/api/batches.ipynb #bd5d6443
 from fastai.text.all import *
 from .corpus import TextCorpus
-from .data import _flags, join_fields
+from .data import _flags, join_fields, text_vocab
 from .tokens import _all_ids
 
 # %% ../nbs/api/batches.ipynb #3bf4b59a
@@ -103,6 +103,7 @@ class LMLoader(_TextDL):
     def shuffle_fn(self, idxs): return idxs                                              # not places in a batch are shuffled, but texts
 
     def create_batches(self, samps):
+        if len([*samps]) < self.n: raise ValueError('A wrapper, such as fastai\'s DistributedDL, asks for a share of the batches, and would get them all: several processes share them by rank= and world=, as bench/ranks.py does')
         texts,n = self.gen.permutation(len(self.lens)) if self.shuffle else range(len(self.lens)),self.bs*self.bl
         stream = np.concatenate([self.ids[:0], *map(self.text, texts)])[self.rank*n:(self.rank + 1)*n + 1]
         for a in range(0, self.bl, self.seq_len):
@@ -165,7 +166,7 @@ def text_tfms(corpus, tok, vocab, text_col, backwards, labels=None, label_col=('
 # %% ../nbs/api/batches.ipynb #b5a66ccc
 def text_dls(
     corpus:TextCorpus, # as `text_corpus` gives it
-    vocab:list=None, # the same for the language model and the classifier; default `corpus.vocab()`
+    vocab:list=None, # the same for the language model and the classifier; default `corpus.vocab()`, of the texts that `valid` leaves
     is_lm:bool=False, # language model (train and unsup) or classifier (train alone)
     bs:int=32, # texts in a batch; rows of the stream for a language model
     seq_len:int=72, # tokens in a window; give the classifier's learner the same
@@ -189,6 +190,6 @@ def text_dls(
     labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label.tolist()]
     several = isinstance(labels[rows[0][0]], list)
     classes = None if is_lm else list(map(str, label_col)) if several else sorted({labels[i] for o in rows for i in o})
-    tfms = text_tfms(corpus, corpus.tok, corpus.vocab() if vocab is None else vocab, text_col, backwards, labels, label_col, classes, several)
+    tfms = text_tfms(corpus, corpus.tok, text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held)) if vocab is None else vocab, text_col, backwards, labels, label_col, classes, several)
     return Datasets(range(len(df)), tfms, splits=[o.tolist() for o in rows], dl_type=LMLoader if is_lm else TextLoader).dataloaders(
         bs=bs, seq_len=seq_len, backwards=backwards, seed=seed, device=device)

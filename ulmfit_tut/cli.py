@@ -18,7 +18,7 @@ def parse_args(
     p = _parser('ulmfit', 'ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report.')
     src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
-    nargs = dict(source='?', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
+    nargs = dict(source='?', text_col='+', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
     choices,types = dict(compare=['majority', 'tfidf', 'scratch', 'direct']),dict(epochs=int, lrs=float)
     for a,value in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
         k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
@@ -44,8 +44,8 @@ def main():
 def predict_main():
     "The console command of `predict_csv`"
     p = _parser('ulmfit-predict', 'Labels and probabilities for the texts of a CSV file.')
-    for k,about,kw in [('classifier', 'run folder of ulmfit, its classifier.safetensors, or a file of several classifiers', {}), ('source', '.csv file with the texts', {}),
+    for k,about,kw in [('classifier', 'run folder of ulmfit, its classifier.safetensors, or a file of several classifiers; of several folders and files the mean answers', dict(nargs='+')), ('source', '.csv file with the texts', {}),
                        ('out', '.csv file to write', {}), ('--text-col', 'columns with the texts; default those of training', dict(nargs='+')), ('--encoding', 'of the source', dict(default='utf8')),
                        ('--bs', 'texts in a batch', dict(type=int, default=128)), ('--device', 'default the fastest at hand', {})]: p.add_argument(k, help=about, **kw)
-    def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.load_classifier(classifier, device=device), **kw)} is written')
+    def work(m, classifier, device, **kw): print(f'{m.predict_csv([l for o in classifier for l in m.listify(m.load_classifier(o, device=device))], **kw)} is written')
     _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)

@@ -95,8 +95,8 @@ def texts_from_df(
     df:pd.DataFrame, # one row a text
     text_col='text', # column, or list of columns, which are joined with fastai's mark `xxfld` before each
     label_col='label', # column, empty only where the row's part is `unsup`; list of columns of 0 and 1: any number of labels a text; `None`: no labels
-    split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans, where `True` is test; default a share cut by `seed`
-    test_pct:float=0.2, # share of each class held back as test where there is no `split_col`
+    split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans, where `True` is test; default all `train`
+    test_pct:float=0.2, # share of each class of train held back as test, cut by `seed`, where no row is `valid` or `test`
     seed:int=42,
     name:str='The table' # what errors call it; they count rows from 0
 ) -> pd.DataFrame: # `text`, `label` (a string; a tuple of strings where there may be several), `part`, `is_valid`
@@ -121,10 +121,11 @@ def texts_from_df(
     if not label_cols: return res.assign(part='unsup', is_valid=False)
     res.loc[res.part.eq('unsup'), 'label'] = ''
     refuse(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False')
-    refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty')
-    if split_col is None and len(label_cols) == 1 and (few := res.label.value_counts()).min() < 3:
+    refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty, and split_col= does not say unsup,')
+    train = res.part.eq('train') & ~res.part.isin(['valid', 'test']).any()
+    if train.any() and len(label_cols) == 1 and (few := res.label[train].value_counts()).min() < 3:
         raise ValueError(f'{name} has {few.min()} texts of class {few.idxmin()!r}: three are the least, to train, to validate and to test; give it more, or leave the class out')
-    if split_col is None: res['part'] = np.where(_cut(res, test_pct, seed), 'test', 'train')
+    res.loc[train, 'part'] = np.where(_cut(res[train], test_pct, seed), 'test', 'train')
     return _check(res, name)
 
 def _cut(df, pct, seed):

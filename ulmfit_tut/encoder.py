@@ -117,9 +117,8 @@ def _kind(learn):
 def _together(learn):
     "A list of classifiers whose probabilities can be averaged, of one or of several"
     learns = listify(learn)
-    if not learns: raise ValueError('The list holds no classifier')
     if len(learns) > 1 and any('categories' in _kind(o) for o in learns if hasattr(o.dls, 'vocab')): raise ValueError('Classifiers that read columns beside the text do not answer together with others: average what get_preds gives for each')
-    if not all(hasattr(o.dls, 'vocab') and not isinstance(o.dls.vocab[0], str) for o in learns): raise ValueError('This is no text classifier: its DataLoaders hold no classes beside the words')
+    if not learns or not all(hasattr(o.dls, 'vocab') and not isinstance(o.dls.vocab[0], str) for o in learns): raise ValueError(f'This {"is no text classifier: its DataLoaders hold no classes beside the words" if learns else "list holds no classifier"}')
     if len({id(o.model) for o in learns}) < len(learns): raise ValueError('The same learner stands twice in the list: together the two say what one says alone')
     a,*rest = [{k: _kind(o)[k] for k in ('classes', 'several', 'thresh')} for o in learns]
     if odd := [o for o in rest if o != a]: raise ValueError(f'{a} / {odd[0]}: classifiers answer together only where these agree')

@@ -6,8 +6,7 @@
 __all__ = ['read_run', 'report']
 
 # %% ../nbs/api/report.ipynb #e2ae8dd1
-import io,json,re
-import numpy as np, pandas as pd
+import io, json, re, numpy as np, pandas as pd
 from pathlib import Path
 
 # %% ../nbs/api/report.ipynb #46c2ab67

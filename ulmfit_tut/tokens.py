@@ -20,9 +20,8 @@ def get_tokenizer(
     tok=None # another tokenizer in place of spaCy's: called with strings, gives a list of tokens for each
 ): # called with strings, gives a list of tokens for each; all rules inside, so that `predict` cannot leave one out
     "The tokenizer of a language; `ValueError` for rules that are not there, `ImportError` for a language that is not"
-    if isinstance(rules, str):
-        english,rules = ChunkTokenizer(rules),rule_sets[rules]                            # reads nothing yet, but knows the names
-        if tok is None and lang == 'en': return english
+    if tok is None and lang == 'en' and isinstance(rules, str): return ChunkTokenizer(rules)
+    if isinstance(rules, str): rules = rule_sets[ChunkTokenizer(rules).rules]             # it knows the names, and reads nothing yet
     try: return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
     except (ImportError, AttributeError) as e:                                            # spaCy's Chinese takes no special tokens
         raise ImportError(f'spaCy has no tokenizer {lang!r} that works here ({e}): install what it asks for, take lang="xx", which knows blanks and punctuation, or pieces of words by tok=') from None
@@ -95,6 +94,7 @@ def encode_texts(
         raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
     tok = tok or get_tokenizer()
     if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
+    if isinstance(getattr(tok, 'tok', None), WordTokenizer): tok.tok.pipe.__self__.max_length = sys.maxsize              # spaCy's million characters are meant for its models
     blocks = _blocks(items, root, sizes)
     if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)
     bar = partial(progress_bar, total=len(blocks), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop

@@ -6,11 +6,11 @@
 __all__ = ['classifier_learner', 'ulmfit']
 
 # %% ../nbs/06_ulmfit.ipynb #1fc8725a
-import contextlib, hashlib, platform, shutil
+import contextlib, platform, shutil
 from fastai.text.all import *
 from .compare import majority, tfidf, wilson
 from .batches import text_dls
-from .corpus import text_corpus
+from .corpus import _sha, text_corpus
 from .data import get_texts
 from .encoder import _versions, load_encoder, save_encoder, save_text_model
 from .lm import lm_learner, pretrained_lm
@@ -72,7 +72,7 @@ def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
     out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
     pretrained:str='wiki', # language model to start from: `wiki`, `movies`, `wt103`, `none`, or a `.safetensors` file of your own
-    text_col:str='text', label_col:str='label', # column of a CSV or DataFrame
+    text_col:str='text', label_col:str='label', # column of a CSV or DataFrame; of texts there may be several
     split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans where true is test
     labels:list=None, # class folders, where not all in train are meant
     unlabelled:list=('unsup',), # folders of texts without labels
@@ -102,16 +102,15 @@ def ulmfit(
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
     c = fill(_few if df.part.eq('train').sum() < 3000 else _many)
-    sha = lambda b: hashlib.sha256(b).hexdigest()
-    config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': sha(df.to_csv(index=False).encode()),
-        'network': sizes, 'weights': weights and sha(weights['0.encoder.weight'].numpy().tobytes()), 'classes': sorted(set(df[df.part.eq('train')].label)),
+    config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': _sha(df.to_csv(index=False)),
+        'network': sizes, 'weights': weights and _sha(weights['0.encoder.weight'].numpy().tobytes().hex()), 'classes': sorted(set(df[df.part.eq('train')].label)),
         'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
-    vocab = corpus.vocab(old, min_freq, max_vocab)
+    vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
     lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
     write({**config, 'vocab_sz': len(vocab)}, out/'config.json')
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
-          f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}\n'
+          f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}\n' + f'Longer than 1,440 tokens: {n_long:,} of the texts, of which the head of the classifier sees the last 1,440\n'*(n_long > 0) +
           f'{"What is left of about" if goes_on else "About"} {minutes(lm, clas, c, sizes):.1f} minutes on {c["device"]}, with {sum(c["epochs"])} epochs of the classifier. Everything goes to {out}')
 
     test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])

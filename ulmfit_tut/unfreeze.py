@@ -125,7 +125,8 @@ def _plan(learn, stages, seed):
         arrays = [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in (*map(vars(dl).get, ('ids', 'starts', 'lens', 'table', 'ys')), *vars(dl).get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
         return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=sha((items, arrays)))
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
-    return dict(stages=[str(o) for o in stages], seed=seed, wd=learn.wd, loss=type(learn.loss_func).__name__, dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
+    opt = f'{[getattr(o, "func", o).__name__ for o in getattr(learn.opt, "cbs", [])]} { {k: v for k,v in learn.opt.hypers[-1].items() if k not in ("lr", "mom", "wd")} }'
+    return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, learn.opt.hypers[-1].get('wd')), loss=f'{type(learn.loss_func).__name__} {sha(getattr(getattr(learn.loss_func, "func", learn.loss_func), "state_dict", dict)())}', dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
                 vocab=sha(learn.dls.vocab if hasattr(learn.dls, 'vocab') else ''), train=data(learn.dls.train), valid=data(learn.dls.valid))
 
 def _check_stages(learn, stages):
