@@ -227,6 +227,9 @@ def test_words_of_validation_stay_unknown(tmp_path):
     assert {o for o in dls.vocab[0] if 'word' in o} == {f'word{i}' for i in range(6, 30)}
     assert text_dls(corpus, bs=4, device='cpu').vocab[0] == corpus.vocab()
 
+def test_a_table_is_no_corpus(short):
+    with pytest.raises(TypeError, match='is no corpus: text_dls'): text_dls(short)
+
 def test_a_share_of_a_shared_stream_is_refused(corpus, vocab):
     "fastai's `DistributedDL` would let every process read the whole text"
     dl = text_dls(corpus, vocab, is_lm=True, bs=4, seq_len=8, device='cpu').train

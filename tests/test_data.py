@@ -5,7 +5,7 @@ from fastai.text.all import URLs
 from ulmfit_tut import data
 from ulmfit_tut.batches import CorpusText, text_dls
 from ulmfit_tut.corpus import text_corpus
-from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, text_vocab, texts_from_df, texts_from_folder
+from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, read_text, text_vocab, texts_from_df, texts_from_folder
 
 @pytest.fixture
 def folder(tmp_path):
@@ -166,6 +166,20 @@ def test_folders_that_do_not_agree(folder):
     (folder/'test/meh').mkdir(); (folder/'test/meh/0.txt').write_text('meh')
     fails(lambda: get_texts(folder), "class 'meh'", 'labels=')
     assert get_texts(folder, labels=['bad', 'good']).part.eq('test').sum() == 4
+
+def test_labels_in_lists():
+    df = pd.DataFrame(dict(text=[f'text {i}' for i in range(20)], label=[['a'], ['a', 'b']]*10))
+    fails(lambda: get_texts(df), "'label' holds lists", 'label_col=[...]')
+
+def test_hidden_folders_are_no_classes(folder):
+    (folder/'train/.ipynb_checkpoints').mkdir()
+    assert set(get_texts(folder).label) == {'bad', 'good'}
+
+def test_line_ends_of_a_field(tmp_path):
+    "A text is the same from a file and from a field of a table"
+    (tmp_path/'t.txt').write_bytes(b'one\r\n\r\ntwo\rthree')
+    (tmp_path/'t.csv').write_bytes(b'text,label\r\n' + b'"one\r\n\r\ntwo\rthree",a\r\n"x",b\r\n'*6)
+    assert get_texts(tmp_path/'t.csv').text[0] == read_text(tmp_path/'t.txt') == 'one\n\ntwo\nthree'
 
 def test_csv(tmp_path):
     f = tmp_path/'r.csv'

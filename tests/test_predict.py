@@ -2,11 +2,11 @@
 import subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, F, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
+from fastai.text.all import (AWD_LSTM, BCEWithLogitsLossFlat, Categorize, ColReader, ColSplitter, Datasets, F, Numericalize, SortedDL, SpacyTokenizer, TextDataLoaders, Tokenizer, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
 from hypothesis import given, settings, strategies as st
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
-from ulmfit_tut.data import get_texts, mini_reviews_df, text_vocab
+from ulmfit_tut.data import PadChunks, get_texts, mini_reviews_df, text_vocab
 from ulmfit_tut.encoder import save_text_model
 from ulmfit_tut.predict import decode_tokens, generate, load_classifier, next_words, predict, predict_csv
 from ulmfit_tut.tokens import tokenize
@@ -252,6 +252,30 @@ def test_only_reading_is_blamed_on_the_encoding(df, tmp_path, monkeypatch):
     monkeypatch.setattr(m, 'predict', broken)
     with pytest.raises(KeyError, match='elsewhere'): predict_csv(None, tmp_path/'a.csv', tmp_path/'a.out')
     assert [o.name for o in tmp_path.iterdir()] == ['a.csv']
+
+def test_a_learner_that_changes_its_texts(short):
+    "`predict` tokenizes and numbers; what else a learner does to a text it does not repeat, and says so"
+    own, tok = short.assign(is_valid=short.part.eq('test'))[short.label.ne('')], Tokenizer(SpacyTokenizer('en'))
+    def learner(*more, front=()):
+        tfms = [[ColReader('text'), *front, tok, Numericalize(min_freq=1), *more], [ColReader('label'), Categorize()]]
+        dls = Datasets(own, tfms, splits=ColSplitter()(own), dl_type=SortedDL).dataloaders(bs=8, before_batch=PadChunks(seq_len=16), device='cpu')
+        return strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16))
+    assert len(predict(learner(), own[:3])) == 3
+    def shout(x): return x.upper()
+    for learn in (learner(lambda x: x[:5]), learner(front=[shout])):
+        with pytest.raises(ValueError, match='changes its texts by'): predict(learn, own[:3])
+
+def test_a_head_of_another_width(df, tmp_path):
+    "One output for two classes, as for a yes or no in stock fastai, is not spread over both"
+    for n in (1, 3):
+        learn = classifier(df, n_out=n, loss_func=BCEWithLogitsLossFlat())
+        for f in (lambda: predict(learn, 'a film'), lambda: save_text_model(learn, tmp_path/'c.safetensors')):
+            with pytest.raises(ValueError, match=f'head has {n} outputs, and the DataLoaders have 2 classes'): f()
+
+def test_a_head_of_other_layers(df, tmp_path):
+    learn = classifier(df, lin_ftrs=[20, 10])
+    back = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    assert np.abs(predict(back, df.text).pos - predict(learn, df.text).pos).max() < 1e-6
 
 def test_the_wrong_kind_of_learner(df):
     with pytest.raises(ValueError, match='no text classifier'): predict(lm(df), 'a film')

@@ -1,11 +1,13 @@
 """The same tokens as fastai's, for text nobody planned for."""
 import multiprocessing, re, sys
 import pytest
-from fastai.text.all import SpacyTokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg
+import pandas as pd
+from fastai.text.all import SpacyTokenizer, Tokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg
 from hypothesis import given, settings, strategies as st
 from ulmfit_tut import tokens
 from ulmfit_tut.rules import rule_sets
 from ulmfit_tut.chunks import ChunkTokenizer
+from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.tokens import encode_texts, get_tokenizer, tokenize
 
 stock = {r: TokenizeWithRules(SpacyTokenizer('en'), rule_sets[r]) for r in rule_sets}
@@ -96,6 +98,14 @@ def test_one_file(tmp_path):
 
 def test_lone_surrogate():
     with pytest.raises(ValueError, match='lone surrogate.*mend it'): tokenize(['fine', 'not \ud800 fine'])
+
+def test_fastais_own_tokenizer(short):
+    "`Tokenizer` keeps its rules beside: it gives the tokens that it gives in a `DataBlock`, and is not taken letter by letter"
+    texts = short.text[:20].tolist()
+    for stock in (Tokenizer.from_df('text'), Tokenizer(SpacyTokenizer('en')), Tokenizer(SpacyTokenizer('de')), Tokenizer(SpacyTokenizer('en'), rules=[str.lower])):
+        want = [stock(t) for t in texts]
+        assert tokenize(texts, stock) == tokenize(texts, get_tokenizer(tok=stock)) == want
+    assert list(text_corpus(pd.DataFrame(dict(text=texts, label='a', part='train', is_valid=False)), Tokenizer.from_df('text'))[0]) == list(tokenize(texts[:1])[0])
 
 def test_a_text_beyond_spacys_million():
     for tok in (get_tokenizer('de'), get_tokenizer('en', [str.lower])):

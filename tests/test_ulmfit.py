@@ -58,6 +58,18 @@ def test_a_language_model_of_ones_own(short, tmp_path):
     with pytest.raises(FileNotFoundError, match='my.safetensors'): ulmfit(short, tmp_path/'no', 'my.safetensors', **fast)
     assert not (tmp_path/'no').exists()
 
+@pytest.mark.parametrize('n', [1, 4])
+def test_a_language_model_of_other_depth(short, tmp_path, n):
+    "The groups are those of the network at hand, from the rates to the report"
+    corpus = text_corpus(get_texts(short, split_col='part'))
+    learn = lm.lm_learner(text_dls(corpus, is_lm=True, bs=8, seq_len=16, device='cpu'), 'none', config={**awd_lstm_lm_config, 'emb_sz': 8, 'n_hid': 10, 'n_layers': n}, metrics=[])
+    ulmfit(short, tmp_path/'run', save_text_model(learn, tmp_path/'mine.safetensors'), **{**fast, 'lm_epochs': (0, 1), 'epochs': (1, 0, 0, 1)}, compare=())
+    lrs = pd.read_csv(tmp_path/'run/lrs.csv').query('phase == "clas"')
+    last = lrs[lrs.stage.eq(lrs.stage.max())]
+    assert last[f'g{n+1}'].max()/last.g0.max() == pytest.approx(2.6**(n + 1), rel=1e-3)
+    page = (tmp_path/'run/report.html').read_text()
+    assert f'LSTM {n} from' in page and f'LSTM {n+1} from' not in page and 'head from' in page
+
 def test_a_classifier_on_stock_loaders(short):
     dls = TextDataLoaders.from_df(short[short.part.ne('unsup')], text_col='text', label_col='label', bs=8, device='cpu', num_workers=0)
     sizes = dict(emb_sz=8, n_hid=10, n_layers=2)

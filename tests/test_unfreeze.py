@@ -2,12 +2,14 @@
 import subprocess, sys, time, warnings
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F1Score, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import PadChunks, get_texts
-from ulmfit_tut.files import load_weights
+from ulmfit_tut.encoder import save_text_model
+from ulmfit_tut.files import load_weights, save_weights
+from ulmfit_tut.predict import load_classifier
 from ulmfit_tut.restore import clean_exit
 from ulmfit_tut.unfreeze import Stage, classifier_stages, discriminative, fit_stages, lm_stages, paper_stages
 
@@ -307,6 +309,26 @@ def test_other_learners(tmp_path):
         assert same(weights(whole), weights(again))
     with pytest.raises(ValueError, match='whose state a checkpoint does not hold'): fit_stages(plain(ranger), plan, file=tmp_path/'r')
     with pytest.raises(ValueError, match='EarlyStoppingCallback'): fit_stages(plain(cbs=EarlyStoppingCallback()), plan, file=tmp_path/'r')
+
+def test_metrics_of_one_name(corpus, tmp_path):
+    "Each keeps a column, one of several numbers keeps them all, and the checkpoint too"
+    learn = learner(corpus, 'classifier')
+    learn.metrics = [F1Score(average='macro'), F1Score(average='micro'), Recall(average=None)]
+    hist, _ = fit_stages(learn, stages[:1], file=tmp_path/'s.safetensors')
+    macro, micro, each = hist[['f1_score_2', 'f1_score_3', 'recall_score']].iloc[0]
+    assert macro != micro and len(each) == 2 and all(isinstance(o, float) for o in (macro, micro, *each))
+    pd.testing.assert_frame_equal(fit_stages(learn, stages[:1], file=tmp_path/'s.safetensors')[0], hist)
+
+def test_a_checkpoint_of_before(corpus, tmp_path):
+    "One that lacks a part of the plan is another run's"
+    learn = learner(corpus, 'classifier')
+    fit_stages(learn, stages[:1], file=tmp_path/'s.safetensors')
+    saved, meta = load_weights(tmp_path/'s.safetensors', ('plan',), fp32=False)
+    del meta['plan']['opt']
+    with pytest.raises(ValueError, match='another run.*opt None'): fit_stages(learn, stages[:1], file=save_weights(tmp_path/'s.safetensors', saved, **meta))
+
+def test_a_learner_without_texts(corpus, tmp_path):
+    with pytest.raises(ValueError, match='holds no texts to train on'): fit_stages(load_classifier(save_text_model(learner(corpus, 'classifier'), tmp_path/'c.safetensors'), device='cpu'), stages[:1])
 
 def test_other_labels_are_other_data(corpus, short, tmp_path):
     file = tmp_path/'s.safetensors'

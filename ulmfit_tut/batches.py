@@ -175,12 +175,12 @@ def text_dls(
     seed:int=42, # of the order of the epochs
     device=None # default fastai's
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
-    "fastai `DataLoaders` from a corpus; `ValueError` if its texts do not fill a batch"
+    "fastai `DataLoaders` from a corpus, to which transforms may be added `after_batch` alone; `ValueError` if its texts do not fill a batch"
+    if not isinstance(corpus, TextCorpus): raise TypeError(f'{corpus!r:.60} is no corpus: text_dls(text_corpus(get_texts(...))) is the way')
     if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: both are whole numbers, at least 1')
     df,valid = corpus.df,np.asarray(corpus.df.is_valid if valid is None else valid)
     held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
-    if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size:
-        raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
+    if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size: raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
     rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')

@@ -27,8 +27,7 @@ class Columns:
     def _plain(self, df):
         "As objects and floats: of a pandas category fastai would take the codes, whatever they stand for"
         names,df = self.cats + self.conts,df.infer_objects().reset_index(drop=True)
-        if bad := sorted({c for c in names if names.count(c) + list(df.columns).count(c) != 2}):
-            raise ValueError(f'{bad}: name a column once, of a table that has it once; this one has {list(df.columns)}')
+        if bad := sorted({c for c in names if names.count(c) + list(df.columns).count(c) != 2}): raise ValueError(f'{bad}: name a column once, of a table that has it once; this one has {list(df.columns)}')
         if bad := [c for c in self.conts if len(df) and (not pd.api.types.is_numeric_dtype(df[c]) or np.isinf(df[c].astype(float)).any() or not hasattr(self, 'gaps') and df[c].isna().all())]:
             raise ValueError(f'{bad}: not all are finite numbers, or there are none at all; give them as cat_names=, or clean them with pd.to_numeric(..., errors="coerce")')
         cats = df[self.cats].astype(object)

@@ -121,7 +121,7 @@ def text_corpus(
 ) -> TextCorpus:
     "Tokenize texts, or open what was tokenized before; `OSError` where `cache` cannot be written"
     if not isinstance(df, pd.DataFrame): raise TypeError(f'{df!r:.60} is no table: text_corpus(get_texts(...)) is the way')
-    tok,cache = tok or get_tokenizer(),corpora_path(cache)
+    tok,cache = get_tokenizer(tok=tok) if tok is None or isinstance(tok, Tokenizer) else tok,corpora_path(cache)
     if getattr(tok.tok if isinstance(tok, TokenizeWithRules) else tok, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
     if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')

@@ -29,8 +29,7 @@ def mini_reviews(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as tmp:
             for f,t in texts.items(): Path(tmp, 'new', f).mk_write(t, 'utf8')
             with contextlib.suppress(OSError): Path(tmp, 'new').rename(path)    # another process was first: its folder is checked below
-    if {o.relative_to(path): o.read_bytes().decode('utf8', 'replace') for o in path.rglob('*.txt')} != texts:
-        raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
+    if {o.relative_to(path): o.read_bytes().decode('utf8', 'replace') for o in path.rglob('*.txt')} != texts: raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
 # %% ../nbs/02_data.ipynb #a130c44d
@@ -57,7 +56,7 @@ def texts_from_folder(
     if odd := [u for u in unlabelled if u in labels or u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
         raise ValueError(f'unlabelled={odd}: {path} has no such folder, or labels= names it as well')
     parts = [p for p in ('train', 'valid', 'test') if (path/p).is_dir()]
-    classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir()} - {*unlabelled})
+    classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir() and o.name[0] != '.'} - {*unlabelled})
     for d,c,part in [*((f'{p}/{c}', c, p) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
         files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt') and not o.startswith('._')) if (path/d).is_dir() else []
         if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
@@ -113,6 +112,7 @@ def texts_from_df(
     for c in text_cols: refuse([not isinstance(o, str) or not o.strip() for o in df[c]], f'{c!r} is empty or no text')
     res = pd.DataFrame({'text': join_fields(df, text_cols), 'label': '', 'part': [_parts.get(str(o).lower()) for o in df[split_col]] if split_col is not None else 'train'})
     # 0.0 is the class 0 where some labels are missing
+    if len(label_cols) == 1 and df[label_cols[0]].map(is_listy).any(): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 for each label, label_col=[...]')
     if len(label_cols) == 1: res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)
     elif label_cols:
         for c in label_cols: refuse(~df[c].map(lambda o: str(o).lower() in _flags) & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
@@ -144,7 +144,7 @@ def get_texts(
     seed:int=42, # chooses what is held back
     encoding:str='utf8',
     read:bool=True # `False` leaves the texts of a folder on disk
-) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`
+) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, rows counted from 0; stock loaders want it without its test rows
     "The texts of `source`, with a validation part cut from train and unsup"
     if not 0 < valid_pct < 1: raise ValueError(f'valid_pct={valid_pct} must lie between 0 and 1')
     from_df = partial(texts_from_df, text_col=text_col, label_col=label_col, split_col=split_col, seed=seed)
@@ -159,8 +159,7 @@ def get_texts(
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
     train = df[df.part.eq('train') & df.label.map(type).eq(str)]
-    if gone := sorted({*train.label.unique()} - {*train.label[~train.is_valid].unique()}):
-        raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
+    if gone := sorted({*train.label.unique()} - {*train.label[~train.is_valid].unique()}): raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 
 def _fetch(url, *files, kind='data', instead='source="mini"'):
@@ -180,7 +179,7 @@ def _csv(f, encoding, **kwargs):
                 df = next(chunks)
             except StopIteration: return
             except (ValueError, LookupError, pd.errors.ParserWarning) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
-        yield df
+        yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(

@@ -63,7 +63,7 @@ def lm_learner(
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
     if _backwards(dls) not in (None, backwards): raise ValueError(f'The DataLoaders read {"forwards" if backwards else "backwards"}, and the model is to have backwards={backwards}: give both the same')
-    learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **config}, pretrained=False, drop_mult=drop_mult,
-                                   metrics=[accuracy, Perplexity()], **kwargs)
+    learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult,
+                                   **{'config': {**awd_lstm_lm_config, **config}, 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()
     return learn

@@ -8,7 +8,6 @@ __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_w
 # %% ../nbs/07_predict.ipynb #8b648d48
 from fastai.text.all import *
 from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
-from .chunks import ChunkTokenizer
 from .data import _csv
 from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
@@ -16,7 +15,6 @@ from .tokens import _all_ids, get_tokenizer
 
 # %% ../nbs/07_predict.ipynb #2c062305
 _lock = threading.RLock()
-_fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
 
 @contextmanager
 def _reading(learn):
@@ -32,30 +30,28 @@ def _ids(learn, texts):
     "Ids of texts, tokenized by the learner's own rules, as in training"
     ds,mine = learn.dls.train_ds,about(learn)
     if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers and shows no tokenizer: build its DataLoaders with text_dls or TextDataLoaders')
-    tok = ds.tokenizer.tok
-    if not isinstance(tok, (ChunkTokenizer, TokenizeWithRules)):
-        tok = _fast(mine['rules']) if mine['tokenizer'] == 'spaCy en' and isinstance(mine['rules'], str) else TokenizeWithRules(tok, ds.tokenizer.rules)
+    if odd := [o for o in (*ds.tls[0].tfms.fs[1:], *learn.dls.train.after_item.fs) if not isinstance(o, (Tokenizer, Numericalize, ToTensor)) and o.name != 'reverse_text']:
+        raise ValueError(f'This learner changes its texts by {odd}, which is not repeated here: take learn.get_preds(dl=learn.dls.test_dl(texts))')
     num = getattr(getattr(ds, 'numericalize', None), 'o2i', None)
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
-    ids,lens,types = _all_ids(texts, tok, 0, False)
+    ids,lens,types = _all_ids(texts, get_tokenizer(tok=ds.tokenizer), 0, False)
     return [o[::-1 if mine['backwards'] else 1] for o in np.split(np.array([*map(num.__getitem__, types), 0])[ids], lens.cumsum()[:-1])[:len(lens)]]
 
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
     if isinstance(texts, pd.DataFrame): texts = CorpusText(None, listify(text_col) or text_columns(learn) or ['text']).texts(texts)
-    if bad := {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, str)}:
-        raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
+    if bad := {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, str)}: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
     return list(texts)
 
 def predict(
     learn:Learner, # fastai text classifier; or a list of them, whose probabilities are averaged
-    texts, # a string, a list, a Series or a DataFrame
+    texts, # a string, a list, a Series of texts (not a row of a table) or a DataFrame
     bs:int=128, # texts in a batch; the answer does not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
 ) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     learns = _together(learn)
-    if bs < 1: raise ValueError(f'bs={bs} must be at least 1')
+    if not isinstance(bs, numbers.Integral) or bs < 1: raise ValueError(f'bs={bs!r} must be a whole number, at least 1')
     if not isinstance(texts, (pd.Series, pd.DataFrame)): texts = pd.Series([texts] if isinstance(texts, str) else [*texts], dtype=object)
     classes,several,thresh = itemgetter('classes', 'several', 'thresh')(_kind(learns[0]))
     act,probs = torch.sigmoid if several else partial(F.softmax, dim=-1),np.zeros((len(texts), len(classes)), np.float32)
@@ -72,17 +68,17 @@ def predict(
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
 def _classifier(weights, meta, file, tok, device):
-    if [meta.get(k) for k in ('kind', 'arch')] != ['classifier', 'AWD_LSTM'] or not {'vocab', 'config'} <= {*meta}:
-        raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta.get("kind")}, {meta.get("arch")}')
+    if [meta.get(k) for k in ('kind', 'arch')] != ['classifier', 'AWD_LSTM'] or not {'vocab', 'config'} <= {*meta}: raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta.get("kind")}, {meta.get("arch")}')
     if 'categories' in meta: raise ValueError(f'{file} reads columns beside the text, {[*meta["categories"], *meta["numbers"]]}: build the learner with add_columns and join_columns, and load it with load_text_model')
-    if tok is None and not (str(meta['tokenizer']).startswith('spaCy ') and isinstance(meta['rules'], str)): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=')
+    if tok is None and not (str(meta['tokenizer']).startswith('spaCy ') and isinstance(meta['rules'], str)): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=get_tokenizer(tok=...)')
     tok = tok or get_tokenizer(meta['tokenizer'][6:], meta['rules'])
     text_col,classes = meta.get('text_col') or ['text'],meta['classes']
     label_col = classes if meta['several'] else ['label']
     tfms = text_tfms(None, tok, meta['vocab'], text_col, meta['backwards'], None, label_col, classes, meta['several'])
     row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
     dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=meta['seq_len'], backwards=meta['backwards'], device=device)
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config=meta['config'], pretrained=False, seq_len=meta['seq_len'], max_len=meta.get('max_len', 1440))
+    lins = [len(v) for k,v in sorted(weights.items()) if re.fullmatch(r'1\.layers\.\d+\.\d+\.weight', k) and v.dim() == 2][:-1]                    # of the head
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config=meta['config'], pretrained=False, seq_len=meta['seq_len'], max_len=meta.get('max_len', 1440), lin_ftrs=lins)
     if meta['several']: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
     _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)

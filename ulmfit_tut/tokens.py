@@ -14,12 +14,18 @@ from .data import read_text
 from .rules import rule_sets
 
 # %% ../nbs/api/tokens.ipynb #d35ee403
+_fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
+
 def get_tokenizer(
     lang:str='en', # spaCy language code
     rules='fastai', # a name in `rule_sets`, or a list of functions from string to string
-    tok=None # another tokenizer in place of spaCy's: called with strings, gives a list of tokens for each
+    tok=None # another tokenizer in place of spaCy's: called with strings, gives a list of tokens for each; fastai's `Tokenizer` brings its own rules
 ): # called with strings, gives a list of tokens for each; all rules inside, so that `predict` cannot leave one out
     "The tokenizer of a language; `ValueError` for rules that are not there, `ImportError` for a language that is not"
+    if isinstance(tok, Tokenizer):
+        if isinstance(tok.tok, (ChunkTokenizer, TokenizeWithRules)): return tok.tok
+        name,named = tokenizer_names(tok)
+        return _fast(named) if name == 'spaCy en' and isinstance(named, str) else TokenizeWithRules(tok.tok, tok.rules)
     if tok is None and lang == 'en' and isinstance(rules, str): return ChunkTokenizer(rules)
     if isinstance(rules, str): rules = rule_sets[ChunkTokenizer(rules).rules]             # it knows the names, and reads nothing yet
     try: return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
@@ -90,9 +96,8 @@ def encode_texts(
     root:Path=None, sizes=None # folder: `items` are names of files in it, whose sizes may be known
 ): # yields for each block: ids, tokens in each text, the tokens that get the next ids, texts that spaCy read whole, a digest of each text, `file_stats` once its files were read
     "Texts as numbers, in order, with bounded memory; `TypeError` for what is no text"
-    if bad := [i for i,o in enumerate(items) if not isinstance(o, (str, Path))][:5]:
-        raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
-    tok = tok or get_tokenizer()
+    if bad := [i for i,o in enumerate(items) if not isinstance(o, (str, Path))][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
+    if tok is None or isinstance(tok, Tokenizer): tok = get_tokenizer(tok=tok)
     if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
     if isinstance(getattr(tok, 'tok', None), WordTokenizer): tok.tok.pipe.__self__.max_length = sys.maxsize              # spaCy's million characters are meant for its models
     blocks = _blocks(items, root, sizes)

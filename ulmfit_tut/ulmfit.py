@@ -53,7 +53,7 @@ def _arm(corpus, c, sizes, out, state, show):
         enc = save_encoder(learn, out/'encoder.safetensors')
     set_seed(c['seed'])
     learn = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult'])
-    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], ratio=c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
+    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
     return learn,trained
 
 # %% ../nbs/06_ulmfit.ipynb #53e1b445

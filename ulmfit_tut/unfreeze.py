@@ -81,7 +81,6 @@ class _Epochs(Callback):
     "Seeds every epoch, stops at NaN, and keeps what a finished one leaves: its row, its weights in `last`, the checkpoint"
     order = Recorder.order + 1
     def __init__(self, seed, i, stage, done, extra, plan, file, hist, last): store_attr(); self.problem,self.bad = None,0
-    def stop(self, e): self.problem = e; raise CancelFitException                                 # fastai would rewrite the message of an exception that leaves a callback
     def before_fit(self):
         scaler,(n,val) = self.extra
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = n,torch.tensor(val)
@@ -103,7 +102,8 @@ class _Epochs(Callback):
     def after_batch(self):
         if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: raise CancelFitException
     def after_epoch(self):
-        row = {k: None if v is None else float(v) for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1])}
+        names = [*self.recorder.metric_names[1:]]
+        row = {k if names.count(k) == 1 else f'{k}_{i}': getattr(v, 'tolist', lambda: v)() for i,(k,v) in enumerate(zip(names, self.recorder.values[-1]))}
         self.hist.append({**row, 'steps': self.steps, 'seconds': time.time() - self.t, 'stage': self.i, 'freeze_to': self.stage.freeze_to})
         weights,state = model_weights(self.model),self.opt.state_dict()['state']
         self.last.update(deepcopy(weights))
@@ -113,7 +113,7 @@ class _Epochs(Callback):
         scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
         meta = dict(plan=self.plan, history=[list(o.items()) for o in self.hist], opt=numbers, extra=(scaler.state_dict() if scaler else None, (smooth.count, float(smooth.val))))
         try: save_weights(self.file, {**weights, **tensors}, **meta)
-        except Exception as e: self.stop(e)
+        except Exception as e: self.problem = e; raise CancelFitException from e                    # fastai would rewrite the message of one that leaves a callback
 
 # %% ../nbs/05_unfreezing.ipynb #1483c283
 def _plan(learn, stages, seed):
@@ -132,6 +132,7 @@ def _plan(learn, stages, seed):
 def _check_stages(learn, stages):
     "`ValueError` for a schedule that this learner cannot run"
     if not isinstance(stages, (list, tuple, L)) or isinstance(stages, Stage) or not stages or not all(isinstance(o, Stage) for o in stages): raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
+    if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
     if learn.opt is None: learn.create_opt()
     n = len(learn.opt.param_lists)
     for s in stages:
@@ -157,7 +158,7 @@ def fit_stages(
     plan,hist,n = _plan(learn, stages, int(seed)),[],len(learn.opt.param_lists)
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'opt', 'extra'), fp32=False)
-        if diff := [f'{k} {meta["plan"][k]} / {plan[k]}' for k in plan if meta['plan'].get(k) != plan[k]]:
+        if diff := [f'{k} {meta["plan"].get(k)} / {plan[k]}' for k in plan if meta['plan'].get(k) != plan[k]]:
             raise ValueError(f'{file} belongs to another run, checkpoint / now: {"; ".join(diff)}: repeat that run, or give another file')
         hist = list(map(dict, meta['history']))
         for k,v in model_weights(learn.model).items(): v.copy_(saved[k])
