@@ -5,6 +5,7 @@
 
 IMDb's training reviews, their last 150 words. `wiki` is fine-tuned once, as `ulmfit` does by default, on 2,000 reviews without labels. Labels are drawn by
 seed, half of each class, small draws within large ones. 2,000 training reviews that are drawn once lie idle: they alone are asked. Never reads a test text.
+Beside the schedules stand word counts, tuned on the same labels.
 Two processes may share the work: `run --seeds 0` and `run --seeds 1`.
 """
 import argparse, fcntl, json, os, time, warnings
@@ -14,7 +15,7 @@ import numpy as np, pandas as pd
 from fastai.text.all import set_seed
 from labels import fit, machine
 from ulmfit_tut.batches import text_dls
-from ulmfit_tut.compare import paired_difference
+from ulmfit_tut.compare import paired_difference, tfidf
 from ulmfit_tut.corpus import TextCorpus, text_corpus
 from ulmfit_tut.data import get_texts, read_text, text_vocab
 from ulmfit_tut.encoder import save_encoder
@@ -33,6 +34,8 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '14, high': dict(epochs=(2, 2, 2, 8), lrs=high, bs=32),
              '22, tutorial': dict(epochs=(2, 2, 2, 16), lrs=tutorial, bs=32),
              '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32)}
+
+counts = 'word counts'
 
 def texts(work):
     "IMDb's train and some of its unlabelled reviews, cut; written once"
@@ -69,7 +72,16 @@ def prepared(work):
             save_encoder(learn, enc)
     return corpus,vocab,sizes,enc
 
+def counted(df, n, seed):
+    "Word counts with a logistic regression, from the same labels"
+    idle,order = drawn(df, seed)
+    some = pd.concat([df.iloc[order[:n]].assign(part='train'), df.iloc[idle].assign(part='test')])
+    t = time.time()
+    right = (tfidf(some, seed)[0] == df.label.iloc[idle]).to_numpy()
+    return dict(schedule=counts, labels=n, seed=seed, accuracy=float(right.mean()), seconds=round(time.time() - t, 1), right=np.packbits(right).tobytes().hex())
+
 def one(corpus, vocab, sizes, enc, name, n, seed):
+    if name == counts: return counted(corpus.df, n, seed)
     s,df = schedules[name],corpus.df.copy()
     idle,order = drawn(df, seed)
     df.loc[df.part.eq('train') & ~np.isin(np.arange(len(df)), [*idle, *order[:n]]), 'part'] = 'unused'
@@ -108,7 +120,7 @@ def collect():
     table = {(r['schedule'], r['labels'], r['seed']): np.unpackbits(np.frombuffer(bytes.fromhex(r['right']), np.uint8))[:N_IDLE].astype(int) for r in d['rows']}
     summary = []
     for n in sorted({r['labels'] for r in d['rows']}):
-        for name in schedules:
+        for name in (*schedules, counts):
             seeds = sorted({s for a,b,s in table if (a, b) == (name, n)} & {s for a,b,s in table if (a, b) == ('tutorial', n)})
             if not seeds: continue
             mine,base = (np.array([table[o, n, s] for s in seeds]) for o in (name, 'tutorial'))
@@ -124,7 +136,7 @@ if __name__ == '__main__':
     p.add_argument('--work', type=Path, default=Path('~/.fastai/epochs').expanduser())
     p.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
     p.add_argument('--labels', nargs='+', type=int, default=[400, 1000])
-    p.add_argument('--schedules', nargs='+', choices=schedules, default=list(schedules))
+    p.add_argument('--schedules', nargs='+', choices=[*schedules, counts], default=[*schedules, counts])
     a = p.parse_args()
     steady_memory()
     a.work.mkdir(parents=True, exist_ok=True)

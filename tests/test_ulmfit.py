@@ -112,19 +112,20 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
 
-@pytest.mark.parametrize('n', [2999, 3000])
-def test_epochs_follow_the_labels(tmp_path, monkeypatch, n):
-    "Where they are not given; what is given stays"
+@pytest.mark.parametrize('start,n', [('wiki', 10_000), ('wt103', 9_999), ('wt103', 10_000)])
+def test_epochs_of_the_tutorial(tmp_path, monkeypatch, start, n):
+    "With a network and labels like the tutorial's, where epochs are not given; what is given stays"
     import ulmfit_tut.ulmfit as module
     class Enough(Exception): pass
     def stop(*args): raise Enough
     monkeypatch.setattr(module, '_arm', stop)
+    monkeypatch.setattr(module, 'pretrained_lm', lambda *a: (None, [], dict(emb_sz=8, n_hid=10, n_layers=3)))
     df = pd.DataFrame(dict(text=[f'{"good" if i%2 else "bad"} film {i%7}' for i in range(n + 2)], label=['ab'[i%2] for i in range(n + 2)], part=['train']*n + ['test']*2))
-    for kw, want in (({}, [2, 2, 2, 8] if n < 3000 else [1, 1, 1, 2]), (dict(epochs=(1, 1, 1, 5)), [1, 1, 1, 5])):
+    for kw, want in (({}, [1, 1, 1, 2] if (start, n) == ('wt103', 10_000) else [2, 2, 2, 8]), (dict(epochs=(1, 1, 1, 5)), [1, 1, 1, 5])):
         out = tmp_path/str(len(kw))
-        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
+        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, start, split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
         c = json.loads((out/'config.json').read_text())
-        assert (c['epochs'], c['lrs']) == (want, [1e-2]*4 if n < 3000 else [2e-2, 1e-2, 5e-3, 1e-3])
+        assert (c['epochs'], c['lrs']) == (want, [2e-2, 1e-2, 5e-3, 1e-3] if (start, n) == ('wt103', 10_000) else [1e-2]*4)
 
 @pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 whole numbers'),
     (dict(epochs=(0, 0, 0, 0)), 'not all of them 0'), (dict(epochs=(1, 1, 1, -1)), '4 whole numbers'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 

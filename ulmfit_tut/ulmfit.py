@@ -66,7 +66,7 @@ def _arms(c):
     return [(names.get((s, any(e))) or (f'ULMFiT from {Path(s).stem}' if any(e) else arms['direct'].format(Path(s).stem)), {**c, 'pretrained': s, 'lm_epochs': e}) for s,e in todo]
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
-_few,_many = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])       # by bench/epochs.py, the rate by Howard & Ruder 2018, section 4.1; of fastai's tutorial
+_usual,_tutorial = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])       # by bench/epochs.py, the rate by Howard & Ruder 2018, section 4.1; of fastai's tutorial
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
@@ -81,7 +81,7 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), learning rates; default 2 2 2 8 and 1e-2 throughout below 3,000 labels, from there on the tutorial's 1 1 1 2 and 2e-2 1e-2 5e-3 1e-3
+    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), learning rates; default 2 2 2 8 and 1e-2 throughout, but from wt103 with 10,000 labels and more fastai's tutorial: 1 1 1 2 and 2e-2 1e-2 5e-3 1e-3
     lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
@@ -96,12 +96,12 @@ def ulmfit(
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out)
     fill = lambda default: {k: default.get(k) if v is None else v for k,v in c.items()}
-    check_settings(fill(_many))
+    check_settings(fill(_usual))
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
-    c = fill(_few if df.part.eq('train').sum() < 3000 else _many)
+    c = fill(_tutorial if c['pretrained'] == 'wt103' and df.part.eq('train').sum() >= 10_000 else _usual)
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': _sha(df.to_csv(index=False)),
         'network': sizes, 'weights': weights and _sha(weights['0.encoder.weight'].numpy().tobytes().hex()), 'classes': sorted(set(df[df.part.eq('train')].label)),
         'versions': {'python': platform.python_version()} | _versions()}
