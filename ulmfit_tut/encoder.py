@@ -109,7 +109,7 @@ def load_encoder(
 def _kind(learn):
     "What a whole model has beside its encoder"
     model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) or any(isinstance(f, (MultiCategorize, EncodedMultiCategorize)) for o in getattr(learn.dls.train_ds, 'tls', [])[-1:] for f in o.tfms.fs)
-    if not isinstance(v[0], str) and (n := len([*model[1].parameters()][-1])) != len(v[1]): raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(v[1])} classes, {list(v[1])[:5]}: one for each is what text_classifier_learner makes by itself')
+    if not isinstance(v[0], str) and isinstance(model[1], PoolingLinearClassifier) and (n := len([*model[1].parameters()][-1])) != len(v[1]): raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(v[1])} classes, {list(v[1])[:5]}: one for each is what text_classifier_learner makes by itself')
     if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, thresh=float(getattr(learn.loss_func, 'thresh', .5)), seq_len=model[0].bptt,
                                        max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
     if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')

@@ -103,7 +103,7 @@ def ulmfit(
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
     c = fill(_tutorial if c['pretrained'] == 'wt103' and df.part.eq('train').sum() >= 10_000 else _usual)
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': _sha(df.to_csv(index=False)),
-        'network': sizes, 'weights': weights and _sha(weights['0.encoder.weight'].numpy().tobytes().hex()), 'classes': sorted(set(df[df.part.eq('train')].label)),
+        'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(), 'classes': sorted(set(df[df.part.eq('train')].label)),
         'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
