@@ -2,7 +2,9 @@
 import re, tomllib
 from pathlib import Path
 from docutils import nodes
+from pygments.formatters import HtmlFormatter
 from sphinx.addnodes import pending_xref
+from sphinx.highlighting import PygmentsBridge
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms import SphinxTransform
 
@@ -20,6 +22,14 @@ html_context,html_favicon = dict(default_mode='auto'),'icon.svg'
 html_theme_options = dict(navbar_persistent=[], max_navbar_depth=1, show_toc_level=2, use_fullscreen_button=False, footer_content_items='')
 html_sidebars = {'**': ['navbar-logo.html', 'search-button-field.html', 'sbt-sidebar-nav.html']}
 html_show_search_summary = False                                       # it would begin with the words of the theme's menu
+
+class WrappedLines(HtmlFormatter):
+    "Code with a span around each line, which knows its indent: site.css wraps a long one, and sets what goes on below further to the right"
+    def wrap(self, source):
+        def one(line):
+            indent = len(text := re.sub('<[^>]+>', '', line)) - len(text.lstrip(' '))
+            return f'<span class="line" style="--indent: {indent}ch">{line.removesuffix(chr(10))}</span>\n'
+        return super().wrap((code, one(line) if code else line) for code,line in source)
 
 class SymbolLinks(SphinxTransform):
     "Names in backticks, and calls of them, link to the reference"
@@ -48,6 +58,7 @@ def source(app, mod):
     return code,a.tags
 
 def setup(app):
+    PygmentsBridge.html_formatter = WrappedLines
     app.symbols = symbols(app.srcdir)
     app.add_transform(SymbolLinks)
     app.connect('viewcode-find-source', source)

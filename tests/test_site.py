@@ -254,6 +254,20 @@ def test_copy(tab, url):
     cell.locator('button.copybtn').click()
     assert tab.evaluate('navigator.clipboard.readText()').strip() == cell.locator('pre').inner_text().strip()
 
+def test_wrapped(tab, url):
+    "No code hides at the right: a long line goes on below, further to the right than it began, and nothing is doubled"
+    tab.goto(url+'unfreezing.html')
+    none(tab.evaluate("[...document.querySelectorAll('main pre')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 120))"))
+    tops,lefts = tab.evaluate("""(() => {
+        const line = [...document.querySelectorAll('.line')].find(e => e.getBoundingClientRect().height > 24 && e.style.getPropertyValue('--indent') == '4ch')
+        const range = document.createRange(); range.selectNodeContents(line)
+        const boxes = [...range.getClientRects()].filter(r => r.width > 1), here = line.getBoundingClientRect().left
+        return [boxes.map(r => Math.round(r.top)), boxes.map(r => Math.round(r.left - here))] })()""")
+    goes_on = [x for y,x in zip(tops, lefts) if y == max(tops)]
+    assert len(set(tops)) > 1 and min(goes_on) > min(lefts)
+    src = next(o for c in json.loads((root/'nbs/05_unfreezing.ipynb').read_text(encoding='utf-8'))['cells'] if 'class Stage(' in (o := ''.join(c['source'])))
+    assert tab.locator('div.highlight pre', has_text='class Stage').first.inner_text().strip() == src.removeprefix('#| export\n')
+
 def test_print(tab, url):
     "On paper there is the text alone, and no box that would have to be scrolled"
     tab.goto(url+'predict.html')
