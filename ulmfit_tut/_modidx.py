@@ -177,7 +177,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ulmfit_tut.lm': { 'ulmfit_tut.lm._OnlyLists': ('language_model.html#_onlylists', 'ulmfit_tut/lm.py'),
                                'ulmfit_tut.lm._OnlyLists.find_class': ('language_model.html#_onlylists.find_class', 'ulmfit_tut/lm.py'),
                                'ulmfit_tut.lm._backwards': ('language_model.html#_backwards', 'ulmfit_tut/lm.py'),
-                               'ulmfit_tut.lm._wt103': ('language_model.html#_wt103', 'ulmfit_tut/lm.py'),
                                'ulmfit_tut.lm.lm_learner': ('language_model.html#lm_learner', 'ulmfit_tut/lm.py'),
                                'ulmfit_tut.lm.pretrained_lm': ('language_model.html#pretrained_lm', 'ulmfit_tut/lm.py'),
                                'ulmfit_tut.lm.read_vocab': ('language_model.html#read_vocab', 'ulmfit_tut/lm.py')},
