@@ -121,16 +121,14 @@ def _plan(learn, stages, seed):
     def data(dl):
         items,own = getattr(dl.dataset, 'items', []),vars(dl)                   # a table, file names, texts; of another dataset its length alone
         items = items.to_csv() if isinstance(items, pd.DataFrame) else list(map(str, items))
-        arrays = [*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())]
-        arrays = [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays if isinstance(o, (np.ndarray, Tensor))]
-        return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=sha((items, arrays)))
+        arrays = [o for o in (*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
+        return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
     hypers,loss = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func)
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
-    kept = {k: v for k,v in hypers.items() if k not in ('lr', 'mom', 'wd')}
-    return dict(stages=[str(o) for o in stages], seed=seed, opt=f'{[getattr(o, "func", o).__name__ for o in learn.opt.cbs]} {kept}',
-                wd=ifnone(learn.wd, hypers.get('wd')), loss=f'{type(learn.loss_func).__name__} {sha(getattr(loss, "state_dict", dict)())}',
-                dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
-                vocab=sha(getattr(learn.dls, 'vocab', '')), train=data(learn.dls.train), valid=data(learn.dls.valid))
+    opt = f'{[getattr(o, "func", o).__name__ for o in learn.opt.cbs]} { {k: v for k,v in hypers.items() if k not in ("lr", "mom", "wd")} }'
+    return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, hypers.get('wd')), vocab=sha(getattr(learn.dls, 'vocab', '')),
+                loss=f'{type(learn.loss_func).__name__} {sha(getattr(loss, "state_dict", dict)())}', train=data(learn.dls.train), valid=data(learn.dls.valid),
+                model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates))
 
 def _check_stages(learn, stages, file):
     "`ValueError` for a schedule that this learner cannot run, or not with a checkpoint"
