@@ -64,12 +64,11 @@ def run_tables(
 ) -> dict: # `history`, `lrs`, `metrics`, `timings`: a row an epoch, a step, and twice a stage
     "How it was trained, and how each stage ended: of a classifier with the 95 % interval of its accuracy, of a language model with its perplexity"
     hist,lrs,stages = (pd.concat(dict(zip(trained, o)), names=['phase']).reset_index('phase') for o in zip(*trained.values()))
-    timings = hist.groupby(['phase', 'stage'], sort=False, as_index=False).seconds.sum()
-    hist = hist.reindex(columns='phase stage freeze_to train_loss valid_loss perplexity accuracy'.split())              # of a classifier alone, no perplexity
-    hist.loc[hist.phase.eq('lm'), 'accuracy'] = np.nan
-    metrics = stages.merge(hist.groupby(['phase', 'stage']).tail(1))
+    history = hist.reindex(columns='phase stage freeze_to train_loss valid_loss perplexity accuracy'.split())           # of a classifier alone, no perplexity
+    history.loc[history.phase.eq('lm'), 'accuracy'] = np.nan
+    metrics = stages.merge(history.groupby(['phase', 'stage']).tail(1))
     metrics[['low', 'high']] = [wilson(o*n_valid, n_valid) if o == o else (np.nan, np.nan) for o in metrics.accuracy]
-    return dict(history=hist, lrs=lrs, metrics=metrics, timings=timings)
+    return dict(history=history, lrs=lrs, metrics=metrics, timings=hist.groupby(['phase', 'stage'], sort=False, as_index=False).seconds.sum())
 
 # %% ../nbs/api/runs.ipynb #11f7413e
 def minutes(
