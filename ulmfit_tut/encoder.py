@@ -29,8 +29,7 @@ def words_of(learn:Learner|Path) -> list: # the words in the order of their rows
 def text_columns(learn:Learner) -> list: # `None` where it was not made from a table
     "The columns of a table that its texts came from"
     # fastai's `Tokenizer.from_df` has `text_cols`, and gathers them in a column `text`
-    cols = (getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k))
-    return list(listify(first(cols))) or None
+    return list(listify(first(getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k)))) or None
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
     "What decides the meaning of its weights"
@@ -60,8 +59,7 @@ def _read(file, vocab):
         except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}): save it with_opt=False') from None
         if isinstance(weights, dict): weights = weights.get('model', weights)
         weights = clean_raw_keys({str(k): v for k,v in weights.items() if isinstance(v, Tensor)}) if isinstance(weights, dict) else {}
-        words = read_vocab(vocab) if isinstance(vocab, (str, Path)) else list(vocab)
-        meta = dict(arch='AWD_LSTM', vocab=words, tokenizer=None, rules=None, backwards=None)
+        meta = dict(arch='AWD_LSTM', vocab=read_vocab(vocab) if isinstance(vocab, (str, Path)) else list(vocab), tokenizer=None, rules=None, backwards=None)
     start = next((o for o in ('', '0.', '0.module.') if f'{o}encoder.weight' in weights), None)          # an encoder, a language model, a classifier
     if start is None: raise ValueError(f'{file} holds something else than weights of an encoder: {", ".join(list(weights)[:3])} ...')
     weights = {k.removeprefix(start): v for k,v in weights.items() if k.startswith(start) and 'encoder_dp' not in k}
@@ -113,11 +111,10 @@ def _kind(learn):
     model,vocab,loss = get_model(learn.model),learn.dls.vocab,learn.loss_func
     if isinstance(vocab[0], str) and isinstance(model[1], LinearDecoder): return dict(kind='lm', classes=None, several=False)
     if isinstance(vocab[0], str): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
-    classes = list(map(str, vocab[1]))
-    if isinstance(model[1], PoolingLinearClassifier) and (n := len([*model[1].parameters()][-1])) != len(classes):
-        raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(classes)} classes, {classes[:5]}: text_classifier_learner makes one each')
+    if isinstance(model[1], PoolingLinearClassifier) and (n := len([*model[1].parameters()][-1])) != len(vocab[1]):
+        raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(vocab[1])} classes, {list(vocab[1])[:5]}: it takes one for each')
     several = any(isinstance(o, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) for o in (loss, getattr(learn.dls.train_ds, 'loss_func', None)))
-    return dict(kind='classifier', classes=classes, several=several, thresh=float(getattr(loss, 'thresh', .5)), seq_len=model[0].bptt,
+    return dict(kind='classifier', classes=list(map(str, vocab[1])), several=several, thresh=float(getattr(loss, 'thresh', .5)), seq_len=model[0].bptt,
                 max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
 
 def _together(learn):
