@@ -130,21 +130,6 @@ def _plan(learn, stages, seed):
                 loss=f'{type(learn.loss_func).__name__} {sha(getattr(loss, "state_dict", dict)())}', train=data(learn.dls.train), valid=data(learn.dls.valid),
                 model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates))
 
-def _check_stages(learn, stages, file):
-    "`ValueError` for a schedule that this learner cannot run, or not with a checkpoint"
-    if not isinstance(stages, (list, tuple, L)) or {*map(type, stages)} != {Stage}: raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
-    if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
-    if learn.opt is None: learn.create_opt()
-    n = len(learn.opt.param_lists)
-    for f,e,lr,moms,_ in stages:
-        if not (isinstance(f, numbers.Integral) and -n <= f < n): raise ValueError(f'freeze_to={f} lies outside the {n} groups: use -{n} to {n-1}')
-        if not (isinstance(e, numbers.Integral) and e > 0): raise ValueError(f'epochs={e}: a stage has a whole number of them, at least one')
-        if not all(isinstance(o, Number) and 0 < o < math.inf for o in _ends(lr)): raise ValueError(f'lr={lr}: give a number above 0; a slice has both ends')
-        if isinstance(lr, slice) and n == 1: raise ValueError(f'lr={lr}: this learner has one group of layers, give it one number')
-        if moms and len(moms) != 3: raise ValueError(f'moms={moms}: give three numbers, at the start, at the top, at the end')
-    odd = [type(o).__name__ for o in (*learn.cbs.filter(risinstance(TrackerCallback)), learn.opt) if type(o) is not Optimizer]
-    if file and odd: raise ValueError(f'{odd}, whose state a checkpoint does not hold: do without, or leave out file=')
-
 # %% ../nbs/05_unfreezing.ipynb #9cb538bb
 def fit_stages(
     learn:Learner, # any fastai learner with parameter groups
@@ -153,10 +138,21 @@ def fit_stages(
     file:Path=None # checkpoint, written after each epoch, three times the size of the weights; a run whose file exists goes on from the weights in it
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
     "Freeze, fit one cycle, next; `ValueError` before any training if schedule or checkpoint do not fit; of callbacks it keeps no memory"
-    _check_stages(learn, stages, file)
+    if not isinstance(stages, (list, tuple, L)) or {*map(type, stages)} != {Stage}: raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
+    if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
+    if learn.opt is None: learn.create_opt()
+    hist,n = [],len(learn.opt.param_lists)
+    for f,e,lr,moms,_ in stages:
+        if not (isinstance(f, numbers.Integral) and -n <= f < n): raise ValueError(f'freeze_to={f} lies outside the {n} groups: use -{n} to {n-1}')
+        if not (isinstance(e, numbers.Integral) and e > 0): raise ValueError(f'epochs={e}: a stage has a whole number of them, at least one')
+        if not all(isinstance(o, Number) and 0 < o < math.inf for o in _ends(lr)): raise ValueError(f'lr={lr}: give a number above 0; a slice has both ends')
+        if isinstance(lr, slice) and n == 1: raise ValueError(f'lr={lr}: this learner has one group of layers, give it one number')
+        if moms and len(moms) != 3: raise ValueError(f'moms={moms}: give three numbers, at the start, at the top, at the end')
+    odd = [type(o).__name__ for o in (*learn.cbs.filter(risinstance(TrackerCallback)), learn.opt) if type(o) is not Optimizer]
+    if file and odd: raise ValueError(f'{odd}, whose state a checkpoint does not hold: do without, or leave out file=')
     stages = [o._replace(moms=o.moms or learn.moms) for o in stages]
     learn.dls.n_inp                                                       # fastai draws a batch to find it out: before the first seed, not after
-    plan,hist,n = file and _plan(learn, stages, int(seed)),[],len(learn.opt.param_lists)
+    plan = file and _plan(learn, stages, int(seed))
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'opt', 'extra'), fp32=False)
         if diff := [f'{k} {meta["plan"].get(k)} / {v}' for k,v in plan.items() if meta['plan'].get(k) != v]:
