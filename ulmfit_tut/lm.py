@@ -39,11 +39,10 @@ def pretrained_lm(
         vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
         return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
     if backwards and name == 'wiki': raise ValueError('\'wiki\' reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
-    own = Path(str(name)).suffix == '.safetensors'
-    if not own and name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors file')
+    own = {} if name in pretrained_names else dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1])      # what a file of your own must say
+    if own and Path(str(name)).suffix != '.safetensors': raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors')
     weights,meta = load_weights(name if own else _models/f'{name}{"-bwd"*backwards}.safetensors')
-    want = dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1]) if own else {}
-    if odd := [f'{k} {meta[k]!r} in place of {v!r}' for k,v in want.items() if v is not None and meta.get(k) not in (v, None)]:
+    if odd := [f'{k} {meta[k]!r} in place of {v!r}' for k,v in own.items() if v is not None and meta.get(k) not in (v, None)]:
         raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as the file says, or take another one')
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
@@ -62,8 +61,7 @@ def lm_learner(
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
-    if _backwards(dls) not in (None, backwards):
-        raise ValueError(f'The DataLoaders read {"forwards" if backwards else "backwards"}, and the model is to have backwards={backwards}: give both the same')
+    if _backwards(dls) == (not backwards): raise ValueError(f'dls read {"for" if backwards else "back"}wards, and the model is to have backwards={backwards}')
     learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult,
                                    **{'config': {**awd_lstm_lm_config, **config}, 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()
