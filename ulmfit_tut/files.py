@@ -56,5 +56,5 @@ def load_weights(
     if not (m := end <= len(data) and _digest.search(data[:end])): raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
     if hashlib.sha256(data.replace(m[1], _blank, 1)).hexdigest() != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')
     meta = {k: json.loads(v) for k,v in json.loads(data[8:end])['__metadata__'].items() if k not in ('format', 'digest')}
-    if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)}, another kind: {meta.get("kind")}')
+    if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)} (another kind: {meta.get("kind")})')
     return {k: v.float() if fp32 and v.is_floating_point() else v for k,v in load(data).items()}, meta

@@ -135,5 +135,5 @@ def ulmfit(
     res = tables['metrics'].merge(tables['timings'])
     print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:')
     print(f'{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
-    if table.accuracy.max() > table.accuracy.iloc[-1]: print(f'Here "{table.arm[table.accuracy.idxmax()]}" is ahead: use it, label more, or let the other read more')
+    if table.accuracy.max() > table.accuracy.iloc[-1]: print(f'"{table.arm[table.accuracy.idxmax()]}" is ahead: use it, label more, or let the LM read more')
     return res
