@@ -20,9 +20,9 @@ def parse_args(
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
     nargs = dict(source='?', text_col='+', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
     choices,types = dict(compare=['majority', 'tfidf', 'scratch', 'direct']),dict(epochs=int, lrs=float)
-    for a,value in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
-        k,one,about = a.arg,value[0] if isinstance(value, tuple) else value,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
-        kw = dict(action='store_true') if value is False else dict(default=value, type=types.get(k, type(one or '')), nargs=nargs.get(k), choices=choices.get(k))
+    for a,v in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
+        k,one,about = a.arg,v[0] if isinstance(v, tuple) else v,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
+        kw = dict(action='store_true') if v is False else dict(default=v, type=types.get(k, type(one or '')), choices=choices.get(k), nargs=nargs.get(k))
         p.add_argument(k if k == 'source' else f'--{k.replace("_", "-")}', help=about, **kw)
     p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS, help='no progress bars')
     return vars(p.parse_args(args))
@@ -44,8 +44,9 @@ def main():
 def predict_main():
     "The console command of `predict_csv`"
     p = _parser('ulmfit-predict', 'Labels and probabilities for the texts of a CSV file.')
-    for k,about,kw in [('classifier', 'run folder of ulmfit, its classifier.safetensors, or a file of several classifiers; of several folders and files the mean answers', dict(nargs='+')), ('source', '.csv file with the texts', {}),
-                       ('out', '.csv file to write', {}), ('--text-col', 'columns with the texts; default those of training', dict(nargs='+')), ('--encoding', 'of the source', dict(default='utf8')),
-                       ('--bs', 'texts in a batch', dict(type=int, default=128)), ('--device', 'default the fastest at hand', {})]: p.add_argument(k, help=about, **kw)
-    def work(m, classifier, device, **kw): print(f'{m.predict_csv([l for o in classifier for l in m.listify(m.load_classifier(o, device=device))], **kw)} is written')
+    for k,v,about in [('classifier', None, 'run folder of ulmfit, its classifier.safetensors, or a file of several; of several of these the mean answers'),
+            ('source', None, '.csv file with the texts'), ('out', None, '.csv file to write'), ('--text-col', None, 'text columns; default those of training'),
+            ('--encoding', 'utf8', 'of the source'), ('--bs', 128, 'texts in a batch'), ('--device', None, 'default the fastest at hand')]:
+        p.add_argument(k, default=v, type=type(v or ''), help=about, nargs='+' if k in ('classifier', '--text-col') else None)
+    def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.L(classifier).map(m.load_classifier, device=device).concat(), **kw)} is written')
     _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)

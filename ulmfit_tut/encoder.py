@@ -21,21 +21,21 @@ def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
     return getattr(enc, 'module', enc)
 
 def words_of(learn:Learner|Path) -> list: # the words in the order of their rows
-    "The vocabulary of a learner (a classifier's `dls.vocab` holds words and classes); or of a file that `save_encoder` wrote, to build `DataLoaders` with before the encoder is loaded"
+    "The vocabulary of a learner (a classifier's `dls.vocab` holds words and classes), or of a file that `save_encoder` wrote"
     if isinstance(learn, (str, Path)): return load_weights(learn)[1]['vocab']
     v = learn.dls.vocab
     return list(v if isinstance(v[0], str) else v[0])
 
 def text_columns(learn:Learner) -> list: # `None` where it was not made from a table
     "The columns of a table that its texts came from"
-    cols = (getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k))          # fastai's `Tokenizer.from_df` has the first, and gathers them in a column `text`
-    return list(listify(first(cols))) or None
+    # fastai's `Tokenizer.from_df` has `text_cols`, and gathers them in a column `text`
+    return list(listify(first(getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k)))) or None
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
     "What decides the meaning of its weights"
-    enc,dl,ds = encoder_of(learn),learn.dls.train,learn.dls.train_ds
-    return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn), **dict(zip(('tokenizer', 'rules'), tokenizer_names(getattr(ds, 'tokenizer', None)))),
-                seq_len=getattr(dl, 'seq_len', None), backwards=_backwards(learn.dls))
+    enc,(tok,rules) = encoder_of(learn),tokenizer_names(getattr(learn.dls.train_ds, 'tokenizer', None))
+    return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn),
+                tokenizer=tok, rules=rules, seq_len=getattr(learn.dls.train, 'seq_len', None), backwards=_backwards(learn.dls))
 
 def _versions(): return {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}
 
@@ -49,44 +49,44 @@ def save_encoder(
 # %% ../nbs/04_encoder.ipynb #2e0f7e90
 def _read(file, vocab):
     "Encoder weights of one of our files, or of fastai's with `vocab`, and what is known of them"
-    if (Path(file).suffix == '.pth') == (vocab is None): raise ValueError(f'{file} ' + ('is a file of fastai\'s, which holds no vocabulary: give vocab=, a list or the .pkl beside it' if vocab is None else 'holds its own vocabulary: leave out vocab='))
+    if (Path(file).suffix == '.pth') == (vocab is None): raise ValueError(f'{file}: give vocab= with a .pth, which holds no vocabulary, and with no other file')
     if vocab is None:
         weights,meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))
         if meta['kind'] not in ('encoder', 'lm', 'classifier'): raise ValueError(f'{file} is a {meta["kind"]}, and holds no encoder')
     else:
         try: weights = torch.load(file, map_location='cpu', weights_only=True)
-        except FileNotFoundError: raise FileNotFoundError(f'No such file: {file}') from None
-        except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}), and is not read: learn.save(..., with_opt=False) leaves the optimizer out') from None
-        weights = weights.get('model', weights) if isinstance(weights, dict) else {}
-        if not isinstance(weights, dict) or not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in weights.items()): raise ValueError(f'{file} holds something else than weights by name')
-        vocab = read_vocab(vocab) if isinstance(vocab, (str, Path)) else list(vocab)
-        weights,meta = clean_raw_keys(weights),dict(arch='AWD_LSTM', vocab=vocab, tokenizer=None, rules=None, backwards=None)
-    start = next((o for o in ('', '0.', '0.module.') if f'{o}encoder.weight' in weights), None)             # an encoder, a language model, a classifier
-    if start is None: raise ValueError(f'{file} holds no encoder, but {", ".join(list(weights)[:3])} ...')
-    weights = {k[len(start):]: v for k,v in weights.items() if k.startswith(start) and 'encoder_dp' not in k}
-    if len(weights['encoder.weight']) != len(meta['vocab']): raise ValueError(f'{file} holds {len(weights["encoder.weight"])} rows, the vocabulary {len(meta["vocab"])} words: they do not belong together')
+        except FileNotFoundError: raise
+        except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}): save it with_opt=False') from None
+        if isinstance(weights, dict): weights = weights.get('model', weights)
+        weights = clean_raw_keys({str(k): v for k,v in weights.items() if isinstance(v, Tensor)}) if isinstance(weights, dict) else {}
+        meta = dict(arch='AWD_LSTM', vocab=read_vocab(vocab) if isinstance(vocab, (str, Path)) else list(vocab), tokenizer=None, rules=None, backwards=None)
+    start = next((o for o in ('', '0.', '0.module.') if f'{o}encoder.weight' in weights), None)          # an encoder, a language model, a classifier
+    if start is None: raise ValueError(f'{file} holds something else than weights of an encoder: {", ".join(list(weights)[:3])} ...')
+    weights = {k.removeprefix(start): v for k,v in weights.items() if k.startswith(start) and 'encoder_dp' not in k}
+    if len(weights['encoder.weight']) != len(meta['vocab']): raise ValueError(f'{file}: the rows and the {len(meta["vocab"])} words do not belong together')
     return weights,meta
 
 def _compare(file, meta, learn, more={}, match_vocab=False):
     "What one side does not show; `ValueError` where both show something else, `more` included"
-    mine,keys,n = {**(shown := about(learn)), **more},(*more, 'arch', 'config', 'tokenizer', 'rules', 'backwards'),getattr(get_model(learn.model)[0], 'bptt', None)
-    if n and shown['seq_len'] not in (n, None): raise ValueError(f'The learner reads windows of seq_len={n}, its DataLoaders pad for {shown["seq_len"]}: make both with the same')
-    if match_vocab: meta,mine = ({**o, 'tokenizer': (o.get('tokenizer') or '').partition(' #')[0] or None} for o in (meta, mine))          # other pieces are other words
-    unchecked = [k for k in keys[-3:] if None in (meta.get(k, mine[k]), mine[k])]
-    if differ := [f'{k} {meta[k]!r:.60} / {mine[k]!r:.60}' for k in keys if k not in unchecked and meta.get(k, mine[k]) != mine[k]]:
+    mine,n = about(learn),getattr(get_model(learn.model)[0], 'bptt', None)
+    words,pads = mine.pop('vocab'),mine.pop('seq_len')
+    if n and pads not in (n, None): raise ValueError(f'The learner reads windows of seq_len={n}, its DataLoaders pad for {pads}: make both with the same')
+    both = {k: (meta.get(k, v), v) for k,v in (more | mine).items()}
+    if match_vocab: both['tokenizer'] = [o and o.partition(' #')[0] for o in both['tokenizer']]          # other pieces are other words
+    unchecked = [k for k in ('tokenizer', 'rules', 'backwards') if None in both[k]]
+    if differ := [f'{k} {a!r:.60} / {b!r:.60}' for k,(a,b) in both.items() if a != b and k not in unchecked]:
         raise ValueError(f'{file} / the learner: {"; ".join(differ)}: build the learner and its DataLoaders as the file says')
-    if meta['vocab'] != mine['vocab'] and not match_vocab:
-        diff = [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], mine['vocab'])) if a != b]
-        raise ValueError(f'{len(diff)} words of {file} ({len(meta["vocab"])} words) and of the learner ({len(mine["vocab"])} words) differ, file / learner: '
-                         f'{", ".join(diff[:3])} ...: build the DataLoaders with vocab=words_of(file), or load an encoder with match_vocab=True, which takes the {len(set(meta["vocab"]) & set(mine["vocab"]))} words that both have')
-    return unchecked + ['tokenizer']*(' ' not in (mine['tokenizer'] or ' ') and 'tokenizer' not in unchecked)                   # of another kind only the class is known, not its state
+    if not match_vocab and (differ := [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], words)) if a != b]):
+        raise ValueError(f'{len(differ)} words of {file} / the learner differ, {", ".join(differ[:3])} ...: give text_dls words_of(file), or match_vocab=True')
+    # of a tokenizer of another kind only the class is known, not its state
+    return unchecked + ['tokenizer']*(' ' not in (both['tokenizer'][1] or ' ') and 'tokenizer' not in unchecked)
 
 def _put(weights, model, file):
     "Copy weights into a model; `ValueError` where names or shapes differ, so that nothing is loaded by half"
     mine = model_weights(model)
     a,b = ({k: tuple(v.shape) for k,v in o.items()} for o in (weights, mine))
     if diff := [f'{k} {a.get(k, "missing")} / {b.get(k, "missing")}' for k in sorted(a | b) if a.get(k) != b.get(k)]:
-        raise ValueError(f'{len(diff)} tensors of {file} do not fit the learner, file / learner: {"; ".join(diff[:3])} ...: build the learner with the sizes of the file')
+        raise ValueError(f'{len(diff)} tensors of {file} do not fit, file / learner: {"; ".join(diff[:3])} ...: build the learner with the sizes of the file')
     for k,v in mine.items(): v.copy_(weights[k])
 
 def load_encoder(
@@ -108,21 +108,24 @@ def load_encoder(
 # %% ../nbs/04_encoder.ipynb #61284144
 def _kind(learn):
     "What a whole model has beside its encoder"
-    model,v,several = get_model(learn.model),learn.dls.vocab,isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) or any(isinstance(f, (MultiCategorize, EncodedMultiCategorize)) for o in getattr(learn.dls.train_ds, 'tls', [])[-1:] for f in o.tfms.fs)
-    if not isinstance(v[0], str) and isinstance(model[1], PoolingLinearClassifier) and (n := len([*model[1].parameters()][-1])) != len(v[1]): raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(v[1])} classes, {list(v[1])[:5]}: one for each is what text_classifier_learner makes by itself')
-    if not isinstance(v[0], str): return dict(kind='classifier', classes=list(map(str, v[1])), several=several, thresh=float(getattr(learn.loss_func, 'thresh', .5)), seq_len=model[0].bptt,
-                                       max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
-    if not isinstance(model[1], LinearDecoder): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
-    return dict(kind='lm', classes=None, several=several)
+    model,vocab,loss = get_model(learn.model),learn.dls.vocab,learn.loss_func
+    if isinstance(vocab[0], str) and isinstance(model[1], LinearDecoder): return dict(kind='lm', classes=None, several=False)
+    if isinstance(vocab[0], str): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
+    if isinstance(model[1], PoolingLinearClassifier) and (n := len([*model[1].parameters()][-1])) != len(vocab[1]):
+        raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(vocab[1])} classes, {list(vocab[1])[:5]}: it takes one for each')
+    several = any(isinstance(o, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) for o in (loss, getattr(learn.dls.train_ds, 'loss_func', None)))
+    return dict(kind='classifier', classes=list(map(str, vocab[1])), several=several, thresh=float(getattr(loss, 'thresh', .5)), seq_len=model[0].bptt,
+                max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
 
 def _together(learn):
     "A list of classifiers whose probabilities can be averaged, of one or of several"
     learns = listify(learn)
-    if len(learns) > 1 and any('categories' in _kind(o) for o in learns if hasattr(o.dls, 'vocab')): raise ValueError('Classifiers that read columns beside the text do not answer together with others: average what get_preds gives for each')
-    if not learns or not all(hasattr(o.dls, 'vocab') and not isinstance(o.dls.vocab[0], str) for o in learns): raise ValueError(f'This {"is no text classifier: its DataLoaders hold no classes beside the words" if learns else "list holds no classifier"}')
+    if not learns: raise ValueError('The list holds no classifier')
+    if any(isinstance(getattr(o.dls, 'vocab', [''])[0], str) for o in learns): raise ValueError('This is no text classifier: its DataLoaders hold no classes')
     if len({id(o.model) for o in learns}) < len(learns): raise ValueError('The same learner stands twice in the list: together the two say what one says alone')
-    a,*rest = [{k: _kind(o)[k] for k in ('classes', 'several', 'thresh')} for o in learns]
-    if odd := [o for o in rest if o != a]: raise ValueError(f'{a} / {odd[0]}: classifiers answer together only where these agree')
+    a,*rest = [{k: o.get(k) for k in ('classes', 'several', 'thresh', 'categories')} for o in map(_kind, learns)]
+    if odd := [o for o in rest if o != a or o['categories'] is not None]:
+        raise ValueError(f'{a} / {odd[0]}: classifiers answer together only where these agree, and read no columns; else average what get_preds gives for each')
     return learns
 
 def save_text_model(

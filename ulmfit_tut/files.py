@@ -34,13 +34,14 @@ def save_weights(
     **meta # what belongs to them (vocabulary, configuration, ...): anything that JSON can hold
 ) -> Path: # `file`
     "Weights, `meta` and a digest of all that in one file, all or nothing; safetensors alone can read it"
-    if 'kind' in meta and Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')      # `.pth` is fastai's
+    # `.pth` is fastai's
+    if 'kind' in meta and Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')
     meta = {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()}
     data = bytearray(save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {**meta, 'digest': _blank.decode()}))
     end = 8 + int.from_bytes(data[:8], 'little')
-    data[8:end] = json.dumps(json.loads(data[8:end]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode().ljust(end - 8)      # `save` orders it by chance
-    at = _digest.search(data).start(1)
-    data[at:at+64] = hashlib.sha256(data).hexdigest().encode()
+    # `save` orders it by chance
+    data[8:end] = json.dumps(json.loads(data[8:end]), ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode().ljust(end - 8)
+    data[slice(*_digest.search(data).span(1))] = hashlib.sha256(data).hexdigest().encode()
     with replacing(file) as tmp: tmp.write_bytes(data)
     return Path(file)
 
@@ -55,5 +56,5 @@ def load_weights(
     if not (m := end <= len(data) and _digest.search(data[:end])): raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
     if hashlib.sha256(data.replace(m[1], _blank, 1)).hexdigest() != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')
     meta = {k: json.loads(v) for k,v in json.loads(data[8:end])['__metadata__'].items() if k not in ('format', 'digest')}
-    if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)}: it is a file of another kind{": " + str(meta["kind"]) if "kind" in meta else ""}')
+    if lacks := [o for o in needs if o not in meta]: raise ValueError(f'{file} holds weights without {", ".join(lacks)} (another kind: {meta.get("kind")})')
     return {k: v.float() if fp32 and v.is_floating_point() else v for k,v in load(data).items()}, meta

@@ -22,36 +22,35 @@ class _OnlyLists(pickle.Unpickler):
 def read_vocab(file:Path) -> list: # the words in the order of their rows
     "fastai's `itos_*.pkl` or `*_vocab.pkl`, a pickled list of words; `ValueError` for a pickle that asks for anything else, none of which is run"
     try: words = _OnlyLists(io.BytesIO(Path(file).read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as e: raise ValueError(f'{file} is no pickled list ({e})') from None
+    except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, UnicodeDecodeError) as e: raise ValueError(f'{file} is no pickle ({e})') from None
     if not (isinstance(words, list) and all(isinstance(o, str) for o in words)): raise ValueError(f'{file} is no list of strings')
     return words
 
-def _wt103(backwards):
-    url,name = (URLs.WT103_BWD, 'lstm_bwd.pth') if backwards else (URLs.WT103_FWD, 'lstm_fwd.pth')
-    pth,itos = _fetch(url, name, 'itos_wt103.pkl', kind='model', instead='pretrained="movies", which is embedded')
-    vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
-    return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
-
 def pretrained_lm(
-    name:str='wiki', # `wiki` or `movies` (embedded), `wt103` (fastai's, 400 / 1152 / 3), `none`: the embedded network, untrained; or a file of your own, written by `save_text_model`
+    name:str='wiki', # `wiki`, `movies` (embedded), `wt103` (fastai's, 400 / 1152 / 3), `none`: the embedded network, untrained; or a file of `save_text_model`
     backwards:bool=False, # a model that reads from the end; `movies` and `wt103` have one
     tok=(None, None) # `tokenizer_names` that a file of your own must not contradict
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
-    if not (own := Path(str(name)).suffix == '.safetensors') and name not in pretrained_names: raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors file; backwards=True is what makes them read from the end')
-    if name == 'wt103': return _wt103(backwards)
-    if backwards and name == 'wiki': raise ValueError(f'{name!r} reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
-    weights,meta = load_weights(name if own else _models/f'{"wiki" if name == "none" else name}{"-bwd"*(backwards and name != "none")}.safetensors')
-    if own and (odd := [f'{k} {meta.get(k)!r} in place of {v!r}' for k,v in dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1]).items() if v is not None and meta.get(k, v) not in (v, None)]):
+    if name == 'none': return None, [], load_weights(_models/'wiki.safetensors')[1]['config']
+    if name == 'wt103':
+        url,pth = (URLs.WT103_BWD, 'lstm_bwd.pth') if backwards else (URLs.WT103_FWD, 'lstm_fwd.pth')
+        pth,itos = _fetch(url, pth, 'itos_wt103.pkl', kind='model', instead='pretrained="movies", which is embedded')
+        vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
+        return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
+    if backwards and name == 'wiki': raise ValueError('\'wiki\' reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
+    own = {} if name in pretrained_names else dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1])      # what a file of your own must say
+    if own and Path(str(name)).suffix != '.safetensors': raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors')
+    weights,meta = load_weights(name if own else _models/f'{name}{"-bwd"*backwards}.safetensors')
+    if odd := [f'{k} {meta[k]!r} in place of {v!r}' for k,v in own.items() if v is not None and meta.get(k) not in (v, None)]:
         raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as the file says, or take another one')
-    if name == 'none': return None, [], meta['config']
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 
 # %% ../nbs/03_language_model.ipynb #9d8dbaf5
 def _backwards(dls):
     "Which way they read; `None` where they do not show it"
-    return getattr(dls.train, 'backwards', getattr(dls.train_ds, 'tokenizer', None) and 'reverse_text' in [getattr(o, 'name', '') for o in dls.train_ds.tls[0].tfms.fs])
+    return getattr(dls.train, 'backwards', getattr(dls.train_ds, 'tokenizer', None) and 'reverse_text' in dls.train_ds.tls[0].tfms.fs.attrgot('name'))
 
 def lm_learner(
     dls:DataLoaders, # language model `DataLoaders`, with the vocabulary that the learner is to have
@@ -62,7 +61,7 @@ def lm_learner(
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
-    if _backwards(dls) not in (None, backwards): raise ValueError(f'The DataLoaders read {"forwards" if backwards else "backwards"}, and the model is to have backwards={backwards}: give both the same')
+    if _backwards(dls) == (not backwards): raise ValueError(f'dls read {"for" if backwards else "back"}wards, and the model is to have backwards={backwards}')
     learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult,
                                    **{'config': {**awd_lstm_lm_config, **config}, 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()

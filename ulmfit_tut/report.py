@@ -50,9 +50,8 @@ def read_run(
         r[o] = json.loads(f.read_text(encoding='utf-8'))
     df,classes = r['predictions'], r['config']['classes']
     p = lambda c: df.iloc[:,3:].to_numpy(float)[range(len(df)), [classes.index(o) for o in df[c]]]  # by position: a class may be called "text"
-    r['confusion'] = pd.crosstab(df.label, df.predicted).reindex(index=classes, columns=classes, fill_value=0)
-    r['wrong'] = df.iloc[:,:3].assign(p_true=p('label'), p_said=p('predicted')).query('label!=predicted').sort_values('p_true', kind='stable')
-    return r
+    wrong = df.iloc[:,:3].assign(p_true=p('label'), p_said=p('predicted')).query('label!=predicted').sort_values('p_true', kind='stable')
+    return r | dict(confusion=pd.crosstab(df.label, df.predicted).reindex(index=classes, columns=classes, fill_value=0), wrong=wrong)
 
 # %% ../nbs/api/report.ipynb #2bd59345
 def report(

@@ -22,12 +22,13 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
     whole,above = lambda o: isinstance(o, int) and o >= 0,lambda o: isinstance(o, (int, float)) and 0 < o < math.inf
     must(c['device'].split(':')[0] in have, 'device', f'use cpu, cuda or mps, of which this machine has {" and ".join(have)}')
     must(set(c['compare']) <= set(arms), 'compare', f'use any of {", ".join(arms)}')
-    must(not (c['backwards'] and c['pretrained'] == 'movies' and 'direct' in c['compare']), 'compare', 'leave out direct, which starts from wiki, and wiki reads forwards')
+    must(not (c['backwards'] and c['pretrained'] == 'movies' and 'direct' in c['compare']), 'compare', 'leave out direct, for wiki reads forwards')
     for k,n,ok,what in [('lm_epochs', 2, whole, 'whole numbers'), ('epochs', 4, whole, 'whole numbers, not all of them 0'),
-                        ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0'), ('lr_ratio', 1, above, 'number above 0, which 1 makes the same rate for all layers')]:
+            ('lm_lrs', 2, above, 'numbers above 0'), ('lrs', 4, above, 'numbers above 0'), ('lr_ratio', 1, above, 'number above 0; 1 makes rates the same')]:
         must(len(listify(c[k])) == n and all(map(ok, listify(c[k]))) and (k != 'epochs' or any(c[k])), k, f'use {n} {what}')
     must(not is_listy(c['label_col']), 'label_col', 'give one column; text_dls and classifier_learner take several')
-    for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(above(c[k]) and c[k] <= top, k, f'use more than 0, where fastai 2.8.12 fails, and at most {top}, where more would drop everything somewhere')
+    # fastai 2.8.12 fails at 0; beyond the top something would drop everything
+    for k,top in dict(lm_drop_mult=4, drop_mult=2).items(): must(above(c[k]) and c[k] <= top, k, f'use a number more than 0, and at most {top}')
     for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
         must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
 
@@ -45,17 +46,17 @@ def unfinished(
         raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
     return True
 
-def write(obj, file:Path): # a table as CSV, anything else as JSON
+def write(o, file:Path): # a table as CSV, anything else as JSON
     "All or nothing; text in a table is quoted, so that a lone `\\r` in it does not end a row"
-    text = obj.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if hasattr(obj, 'to_csv') else json.dumps(obj, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
+    text = o.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if hasattr(o, 'to_csv') else json.dumps(o, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     with replacing(file) as tmp: tmp.write_bytes(text.encode())
 
 # %% ../nbs/api/runs.ipynb #d2aeb3fc
 def data_table(corpus, vocab:list) -> pd.DataFrame: # a row per part and label: texts, tokens, and how many of these are not in `vocab`
     "What went in, of a `TextCorpus`"
-    df,vocab = corpus.df,set(vocab)
-    rows = df.groupby([df.part.mask(df.is_valid & df.part.eq('train'), 'valid'), 'label']).indices
-    return pd.DataFrame([dict(part=p, label=l, texts=len(idx), tokens=sum(c.values()), unknown=sum(c[o] for o in c.keys() - vocab)) for (p,l),idx in sorted(rows.items()) for c in [corpus.counts(idx)]])
+    part = corpus.df.part.mask(corpus.df.is_valid & corpus.df.part.eq('train'), 'valid')
+    rows = [(*k, len(i), corpus.counts(i)) for k,i in sorted(corpus.df.groupby([part, 'label']).indices.items())]
+    return pd.DataFrame([(*k, sum(c.values()), sum(c[o] for o in c.keys() - vocab)) for *k,c in rows], columns='part label texts tokens unknown'.split())
 
 def run_tables(
     trained:dict, # of each phase, `lm` or `clas`: history and rates of `fit_stages`, and `stage_table`
@@ -63,12 +64,11 @@ def run_tables(
 ) -> dict: # `history`, `lrs`, `metrics`, `timings`: a row an epoch, a step, and twice a stage
     "How it was trained, and how each stage ended: of a classifier with the 95 % interval of its accuracy, of a language model with its perplexity"
     hist,lrs,stages = (pd.concat(dict(zip(trained, o)), names=['phase']).reset_index('phase') for o in zip(*trained.values()))
-    timings = hist.groupby(['phase', 'stage'], sort=False, as_index=False).seconds.sum()
-    hist = hist.reindex(columns=['phase', 'stage', 'freeze_to', 'train_loss', 'valid_loss', 'perplexity', 'accuracy'])        # of a classifier alone, no perplexity
-    hist.loc[hist.phase.eq('lm'), 'accuracy'] = np.nan
-    metrics = stages.merge(hist.groupby(['phase', 'stage']).tail(1))
+    history = hist.reindex(columns='phase stage freeze_to train_loss valid_loss perplexity accuracy'.split())           # of a classifier alone, no perplexity
+    history.loc[history.phase.eq('lm'), 'accuracy'] = np.nan
+    metrics = stages.merge(history.groupby(['phase', 'stage']).tail(1))
     metrics[['low', 'high']] = [wilson(o*n_valid, n_valid) if o == o else (np.nan, np.nan) for o in metrics.accuracy]
-    return dict(history=hist, lrs=lrs, metrics=metrics, timings=timings)
+    return dict(history=history, lrs=lrs, metrics=metrics, timings=hist.groupby(['phase', 'stage'], sort=False, as_index=False).seconds.sum())
 
 # %% ../nbs/api/runs.ipynb #11f7413e
 def minutes(
@@ -82,7 +82,8 @@ def minutes(
         # the first step warms up; who asks for a number waits for the device
         step = lambda part: torch.autograd.grad(listify(part(x))[0].mean(), [*part.parameters()], allow_unused=True)[0].sum().item()
         a,b = (min(timeit.repeat(partial(step, o), number=1, repeat=3)) for o in (model, model[0]))
-    n_lm,n_clas = len(lm.train)*sum(c['lm_epochs']),(clas.train.lens//c['seq_len'] + 1).sum()/c['bs']*sum(c['epochs'])        # steps over windows of `seq_len`
+    # steps over windows of `seq_len`
+    n_lm,n_clas = len(lm.train)*sum(c['lm_epochs']),(clas.train.lens//c['seq_len'] + 1).sum()/c['bs']*sum(c['epochs'])
     return 1.2*(n_lm*a + n_clas*b*(1 + len({'scratch', 'direct'} & {*c['compare']})))/60 + 0.2
 
 # %% ../nbs/api/runs.ipynb #78f5c250

@@ -59,14 +59,15 @@ def _arm(corpus, c, sizes, out, state, show):
 # %% ../nbs/06_ulmfit.ipynb #53e1b445
 def _arms(c):
     "Name and settings of each arm that trains, the main one last; `movies` was fine-tuned on film reviews before, so it never counts as one without"
-    names = {('none', False): arms['scratch'], ('none', True): 'language model and classifier from scratch', ('movies', False): 'movies, LM as it ships'}
+    own = {('none', False): arms['scratch'], ('none', True): 'language model and classifier from scratch', ('movies', False): 'movies, LM as it ships'}
     plain = dict(scratch='none', direct='wiki' if c['pretrained'] == 'movies' else c['pretrained'])
     todo = [(start, [0, 0]) for k,start in plain.items() if k in c['compare']] + [(c['pretrained'], c['lm_epochs'])]
     todo = [o for i,o in enumerate(todo) if o not in todo[i+1:]]                                      # what would come twice is trained once
-    return [(names.get((s, any(e))) or (f'ULMFiT from {Path(s).stem}' if any(e) else arms['direct'].format(Path(s).stem)), {**c, 'pretrained': s, 'lm_epochs': e}) for s,e in todo]
+    return [(own.get((s, any(e)), ('ULMFiT from {}' if any(e) else arms['direct']).format(Path(s).stem)), c | dict(pretrained=s, lm_epochs=e)) for s,e in todo]
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
-_usual,_tutorial = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])       # by bench/epochs.py, the rate by Howard & Ruder 2018, section 4.1; of fastai's tutorial
+# by bench/epochs.py, the rate by Howard & Ruder 2018, section 4.1; of fastai's tutorial
+_usual,_tutorial = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
@@ -81,7 +82,7 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), learning rates; default 2 2 2 8 and 1e-2 throughout, but from wt103 with 10,000 labels and more fastai's tutorial: 1 1 1 2 and 2e-2 1e-2 5e-3 1e-3
+    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates; default 2 2 2 8, 1e-2; from wt103 with 10,000 labels fastai's tutorial
     lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
@@ -95,23 +96,22 @@ def ulmfit(
     "ULMFiT from reviews to a classifier that was tested once; writes the run folder `out`. Bad input is a `ValueError` or `OSError` before any work"
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out)
-    fill = lambda default: {k: default.get(k) if v is None else v for k,v in c.items()}
-    check_settings(fill(_usual))
+    check_settings(c | {k: v for k,v in _usual.items() if c[k] is None})
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
-    c = fill(_tutorial if c['pretrained'] == 'wt103' and df.part.eq('train').sum() >= 10_000 else _usual)
+    c |= {k: v for k,v in (_tutorial if c['pretrained'] == 'wt103' and df.part.eq('train').sum() >= 10_000 else _usual).items() if c[k] is None}
     config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': _sha(df.to_csv(index=False)),
-        'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(), 'classes': sorted(set(df[df.part.eq('train')].label)),
-        'versions': {'python': platform.python_version()} | _versions()}
+        'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),
+        'classes': sorted(set(df[df.part.eq('train')].label)), 'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
     lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
     write({**config, 'vocab_sz': len(vocab)}, out/'config.json')
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
-          f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}\n' + f'Longer than 1,440 tokens: {n_long:,} of the texts, of which the head of the classifier sees the last 1,440\n'*(n_long > 0) +
-          f'{"What is left of about" if goes_on else "About"} {minutes(lm, clas, c, sizes):.1f} minutes on {c["device"]}, with {sum(c["epochs"])} epochs of the classifier. Everything goes to {out}')
+          f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}' + f'\n{n_long:,} texts exceed the 1,440 tokens that the head sees'*(n_long > 0))
+    print(f'About {minutes(lm, clas, c, sizes):.1f} minutes{" in all"*goes_on} on {c["device"]}, {sum(c["epochs"])} epochs of the classifier. Folder: {out}')
 
     test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
     rows = [(arms[k], '', (f(df) == test.label).sum()) for k,f in simple.items() if k in c['compare']]
@@ -133,6 +133,7 @@ def ulmfit(
     report(out)
     shutil.rmtree(out/'state')
     res = tables['metrics'].merge(tables['timings'])
-    print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:\n{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
-    if (other := table.iloc[:-1]).accuracy.max() > table.accuracy.iloc[-1]: print(f'On these texts "{other.arm[other.accuracy.idxmax()]}" is ahead: use it, label more, or let the language model read more')
+    print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:')
+    print(f'{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
+    if table.accuracy.max() > table.accuracy.iloc[-1]: print(f'"{table.arm[table.accuracy.idxmax()]}" is ahead: use it, label more, or let the LM read more')
     return res

@@ -38,11 +38,10 @@ def classifier_stages(
 
 def paper_stages(
     lr:float=1e-2, # of the last group
-    epochs:int=1, # of the last stage, when all groups are awake
-    n_groups:int=5
+    epochs:int=1, n_groups:int=5 # of the last stage, when all groups are awake; groups of layers
 ) -> list: # a stage a group
     "One group more per epoch, each on a slanted triangle (Howard & Ruder 2018, sections 3.2 and 3.3)"
-    return [Stage(-i if i < n_groups else 0, 1 if i < n_groups else epochs, discriminative(lr, n_groups), slanted=True) for i in range(1, n_groups + 1)]
+    return [Stage(f, e, discriminative(lr, n_groups), slanted=True) for f,e in [*((-i, 1) for i in range(1, n_groups)), (0, epochs)]]
 
 def lm_stages(
     epochs=(1, 4), lrs=(2e-2, 5e-3) # of each stage; the rates are those of all groups
@@ -55,7 +54,7 @@ def _ends(lr): return (lr.start, lr.stop) if isinstance(lr, slice) else (lr, lr)
 
 def stage_table(stages:list) -> pd.DataFrame: # a row a stage
     "A schedule to read"
-    return pd.DataFrame([(i, s.freeze_to, s.epochs, *_ends(s.lr)) for i,s in enumerate(stages, 1)], columns=['stage', 'freeze_to', 'epochs', 'lr_low', 'lr_high'])
+    return pd.DataFrame([(i, s.freeze_to, s.epochs, *_ends(s.lr)) for i,s in enumerate(stages, 1)], columns='stage freeze_to epochs lr_low lr_high'.split())
 
 # %% ../nbs/05_unfreezing.ipynb #e2c093be
 def _scheds(stage, n_groups):
@@ -70,7 +69,7 @@ def stage_lrs(
     n_iter=100 # steps in an epoch; or a list with the steps of each epoch
 ) -> pd.DataFrame: # a row a step: `stage`, and a column for each group, lowest first; 0 where it is frozen
     "The learning rates of a schedule, step by step"
-    rows,n_iters = [],iter(listify(n_iter) if is_listy(n_iter) else itertools.repeat(n_iter))
+    rows,n_iters = [],iter(n_iter if is_listy(n_iter) else itertools.repeat(n_iter))
     for i,s in enumerate(stages, 1):
         f,awake = _scheds(s, n_groups)['lr'],np.arange(n_groups) >= s.freeze_to % n_groups
         for e,n in zip(range(s.epochs), n_iters): rows += [(i, *f((e + k/n)/s.epochs)*awake) for k in range(n)]
@@ -86,7 +85,7 @@ class _Epochs(Callback):
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = n,torch.tensor(val)
         if scaler and getattr(self.learn, 'scaler', None): self.learn.scaler.load_state_dict(scaler)
     def before_epoch(self):
-        for o in self.learn.cbs.filter(risinstance(GradientAccumulation)): o.count = 0              # what is left of an epoch is dropped: no checkpoint holds it
+        for o in self.learn.cbs.filter(risinstance(GradientAccumulation)): o.count = 0       # what is left of an epoch is dropped: no checkpoint holds it
         self.opt.zero_grad()
         seed = int(np.random.SeedSequence((self.seed, self.i - 1, self.done + self.epoch)).generate_state(1)[0])
         set_seed(seed)
@@ -96,69 +95,67 @@ class _Epochs(Callback):
                 if getattr(o, 'generator', None): o.generator.manual_seed(seed)
             if isinstance(dl, LMDataLoader): dl.items.idxs[:] = range(len(dl.items.idxs)); dl.make_chunks()
             elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
-        self.bad,self.steps,self.t = 0,0,time.time()
-    def before_batch(self): self.steps += self.training; self.learn.pct_train = (self.done + self.epoch + self.iter/self.n_iter)/self.stage.epochs      # of the stage, wherever this fit began
+        self.bad,self.start,self.t = 0,self.train_iter,time.time()
+    def before_batch(self): self.learn.pct_train = (self.done + self.epoch + self.iter/self.n_iter)/self.stage.epochs  # of the stage, wherever this fit began
     def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())              # looked at now and then: a look waits for the GPU
     def after_batch(self):
         if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: raise CancelFitException
     def after_epoch(self):
-        names = [*self.recorder.metric_names[1:]]
+        names = self.recorder.metric_names[1:]
         row = {k if names.count(k) == 1 else f'{k}_{i}': getattr(v, 'tolist', lambda: v)() for i,(k,v) in enumerate(zip(names, self.recorder.values[-1]))}
-        self.hist.append({**row, 'steps': self.steps, 'seconds': time.time() - self.t, 'stage': self.i, 'freeze_to': self.stage.freeze_to})
+        self.hist.append(row | dict(steps=self.train_iter - self.start, seconds=time.time() - self.t, stage=self.i, freeze_to=self.stage.freeze_to))
         weights,state = model_weights(self.model),self.opt.state_dict()['state']
         self.last.update(deepcopy(weights))
         if not self.file or rank_distrib(): return                                                # of several processes the first writes
-        tensors = {f'.{j}.{k}': v for j,o in enumerate(state) for k,v in o.items() if isinstance(v, Tensor)}       # no weight's name begins with a dot
+        tensors = {f'.{j}.{k}': v for j,o in enumerate(state) for k,v in o.items() if isinstance(v, Tensor)}     # no weight's name begins with a dot
         numbers = [{k: v for k,v in o.items() if not isinstance(v, Tensor)} for o in state]
         scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
-        meta = dict(plan=self.plan, history=[list(o.items()) for o in self.hist], opt=numbers, extra=(scaler.state_dict() if scaler else None, (smooth.count, float(smooth.val))))
-        try: save_weights(self.file, {**weights, **tensors}, **meta)
-        except Exception as e: self.problem = e; raise CancelFitException from e                    # fastai would rewrite the message of one that leaves a callback
+        extra = scaler and scaler.state_dict(), (smooth.count, float(smooth.val))
+        try: save_weights(self.file, weights | tensors, plan=self.plan, history=[list(o.items()) for o in self.hist], opt=numbers, extra=extra)
+        except Exception as e: self.problem = e; raise CancelFitException from e                # fastai rewrites the message of one that leaves a callback
 
 # %% ../nbs/05_unfreezing.ipynb #1483c283
 def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
     def data(dl):
-        items = getattr(dl.dataset, 'items', [])                                                 # a table, file names, texts; of another dataset its length alone
+        items,own = getattr(dl.dataset, 'items', []),vars(dl)                   # a table, file names, texts; of another dataset its length alone
         items = items.to_csv() if isinstance(items, pd.DataFrame) else list(map(str, items))
-        arrays = [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in (*map(vars(dl).get, ('ids', 'starts', 'lens', 'table', 'ys')), *vars(dl).get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
-        return dict(n=len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, content=sha((items, arrays)))
+        arrays = [o for o in (*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
+        return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
+    hypers,loss = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func)
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
-    opt = f'{[getattr(o, "func", o).__name__ for o in getattr(learn.opt, "cbs", [])]} { {k: v for k,v in learn.opt.hypers[-1].items() if k not in ("lr", "mom", "wd")} }'
-    return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, learn.opt.hypers[-1].get('wd')), loss=f'{type(learn.loss_func).__name__} {sha(getattr(getattr(learn.loss_func, "func", learn.loss_func), "state_dict", dict)())}', dropout=sha(rates), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]),
-                vocab=sha(learn.dls.vocab if hasattr(learn.dls, 'vocab') else ''), train=data(learn.dls.train), valid=data(learn.dls.valid))
-
-def _check_stages(learn, stages):
-    "`ValueError` for a schedule that this learner cannot run"
-    if not isinstance(stages, (list, tuple, L)) or isinstance(stages, Stage) or not stages or not all(isinstance(o, Stage) for o in stages): raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
-    if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
-    if learn.opt is None: learn.create_opt()
-    n = len(learn.opt.param_lists)
-    for s in stages:
-        if not (isinstance(s.freeze_to, numbers.Integral) and -n <= s.freeze_to < n): raise ValueError(f'freeze_to={s.freeze_to} lies outside the {n} groups of this learner: use -{n} to {n-1}')
-        if not (isinstance(s.epochs, numbers.Integral) and s.epochs > 0): raise ValueError(f'epochs={s.epochs}: a stage has a whole number of them, at least one')
-        if any(not (isinstance(o, Number) and math.isfinite(o) and o > 0) for o in _ends(s.lr)): raise ValueError(f'lr={s.lr}: a learning rate is a number above 0; a slice has both ends, as discriminative(lr) gives them')
-        if isinstance(s.lr, slice) and n == 1: raise ValueError(f'lr={s.lr}: this learner has one group of layers, give it one number')
-        if s.moms and len(s.moms) != 3: raise ValueError(f'moms={s.moms}: give three numbers, at the start, at the top, at the end')
+    opt = f'{[getattr(o, "func", o).__name__ for o in learn.opt.cbs]} { {k: v for k,v in hypers.items() if k not in ("lr", "mom", "wd")} }'
+    return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, hypers.get('wd')), vocab=sha(getattr(learn.dls, 'vocab', '')),
+                loss=f'{type(learn.loss_func).__name__} {sha(getattr(loss, "state_dict", dict)())}', train=data(learn.dls.train), valid=data(learn.dls.valid),
+                model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates))
 
 # %% ../nbs/05_unfreezing.ipynb #9cb538bb
 def fit_stages(
     learn:Learner, # any fastai learner with parameter groups
     stages:list, # of `Stage`
     seed:int=42, # with stage and epoch it fixes every random number
-    file:Path=None # checkpoint: written after each epoch, three times the size of the weights; if it exists, the run goes on from it, with its weights and not the learner's. Knows fastai's `Optimizer`, and no callback with a memory of its own
+    file:Path=None # checkpoint, written after each epoch, three times the size of the weights; a run whose file exists goes on from the weights in it
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
-    "Freeze, fit one cycle, next; `ValueError` before any training if the schedule or the checkpoint does not fit"
-    _check_stages(learn, stages)
+    "Freeze, fit one cycle, next; `ValueError` before any training if schedule or checkpoint do not fit; of callbacks it keeps no memory"
+    if not isinstance(stages, (list, tuple, L)) or {*map(type, stages)} != {Stage}: raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
+    if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
+    if learn.opt is None: learn.create_opt()
+    hist,n = [],len(learn.opt.param_lists)
+    for f,e,lr,moms,_ in stages:
+        if not (isinstance(f, numbers.Integral) and -n <= f < n): raise ValueError(f'freeze_to={f} lies outside the {n} groups: use -{n} to {n-1}')
+        if not (isinstance(e, numbers.Integral) and e > 0): raise ValueError(f'epochs={e}: a stage has a whole number of them, at least one')
+        if not all(isinstance(o, Number) and 0 < o < math.inf for o in _ends(lr)): raise ValueError(f'lr={lr}: give a number above 0; a slice has both ends')
+        if isinstance(lr, slice) and n == 1: raise ValueError(f'lr={lr}: this learner has one group of layers, give it one number')
+        if moms and len(moms) != 3: raise ValueError(f'moms={moms}: give three numbers, at the start, at the top, at the end')
+    odd = [type(o).__name__ for o in (*learn.cbs.filter(risinstance(TrackerCallback)), learn.opt) if type(o) is not Optimizer]
+    if file and odd: raise ValueError(f'{odd}, whose state a checkpoint does not hold: do without, or leave out file=')
     stages = [o._replace(moms=o.moms or learn.moms) for o in stages]
-    if file and type(learn.opt) is not Optimizer: raise ValueError(f'opt_func gives a {type(learn.opt).__name__}, whose state a checkpoint does not hold: use one of fastai\'s own, or leave out file=')
-    if file and (odd := [type(o).__name__ for o in learn.cbs if isinstance(o, TrackerCallback)]): raise ValueError(f'{odd} keep a memory that a checkpoint does not hold: leave them out, or file=')
     learn.dls.n_inp                                                       # fastai draws a batch to find it out: before the first seed, not after
-    plan,hist,n = _plan(learn, stages, int(seed)),[],len(learn.opt.param_lists)
+    plan = file and _plan(learn, stages, int(seed))
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'opt', 'extra'), fp32=False)
-        if diff := [f'{k} {meta["plan"].get(k)} / {plan[k]}' for k in plan if meta['plan'].get(k) != plan[k]]:
+        if diff := [f'{k} {meta["plan"].get(k)} / {v}' for k,v in plan.items() if meta['plan'].get(k) != v]:
             raise ValueError(f'{file} belongs to another run, checkpoint / now: {"; ".join(diff)}: repeat that run, or give another file')
         hist = list(map(dict, meta['history']))
         for k,v in model_weights(learn.model).items(): v.copy_(saved[k])
@@ -176,10 +173,10 @@ def fit_stages(
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:
                 if not re.search("out of memory|can't allocate memory", str(e), re.I): raise                 # of a GPU, of a CPU
-                bs = first(shape := tuple(getattr(first(learn.xb), 'shape', ()))) or 1
-                how = f'Make the DataLoaders with a smaller batch, say bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'Make the longest texts shorter'
-                raise torch.OutOfMemoryError(f'Out of memory in stage {i} at a batch of shape {shape} (texts x tokens of the longest). {how}, and call fit_stages again ({e})') from None
-            if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates ({learn.opt.hypers[-1]["lr"]:.2g} at this step), or look for NaN in the data')
+                bs,*_ = shape = tuple(getattr(first(learn.xb), 'shape', ())) or (1,)
+                how = f'make DataLoaders with bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'cut the texts'
+                raise torch.OutOfMemoryError(f'Out of memory in stage {i} at shape {shape}, texts x tokens: {how}, and call fit_stages again ({e})') from None
+            if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates (now {learn.opt.hypers[-1]["lr"]:.2g}), or clean the data')
             if run.problem: raise run.problem
     steps = lambda i: [o['steps'] for o in hist if o['stage'] == i]              # a callback may have ended a stage before its last epoch
     return pd.DataFrame(hist),pd.concat([stage_lrs([s], n, steps(i)).assign(stage=i) for i,s in enumerate(stages, 1)], ignore_index=True)
