@@ -41,6 +41,11 @@ def read_text(f:Path, encoding:str='utf8') -> str: # line ends are `\n`, as Pyth
     except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="latin-1" or another') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
+def _strings(texts, kinds=str):
+    "`TypeError` that names what is none"
+    bad = {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, kinds)}
+    if bad: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
+
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
     labels:list=None, # names of the class folders; default every folder in a part but those in `unlabelled`
