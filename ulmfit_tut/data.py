@@ -87,7 +87,8 @@ def _check(df, name):
 
 # %% ../nbs/02_data.ipynb #f64bb9e1
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
-_flags = {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}
+
+def _flag(o): return {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}.get(str(o).lower())
 
 def join_fields(df, cols):
     "One text a row; the fields of several columns marked `xxfld 1`, `xxfld 2`, as fastai's `tokenize_df` marks them"
@@ -120,8 +121,8 @@ def texts_from_df(
         if df[label_cols[0]].map(is_listy).any(): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
         res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)       # 0.0 is the class 0 where some labels are missing
     else:
-        for c in label_cols: refuse(~df[c].map(lambda o: str(o).lower() in _flags) & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
-        res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flags.get(str(o).lower())) for r in df[label_cols].itertuples(index=False)]
+        for c in label_cols: refuse(df[c].map(_flag).isna() & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
+        res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flag(o)) for r in df[label_cols].itertuples(index=False)]
     res.loc[res.part.eq('unsup'), 'label'] = ''
     refuse(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False')
     refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty, and split_col= does not say unsup,')
@@ -134,8 +135,7 @@ def texts_from_df(
 def _cut(df, pct, seed):
     "A boolean mask over rows: `pct` of each label's rows, at least one, chosen by `seed`"
     rng,mask = np.random.default_rng(seed),np.zeros(len(df), dtype=bool)
-    for _,idx in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), ' ')).indices.items()):
-        mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
+    for _,at in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), ' ')).indices.items()): mask[rng.permutation(at)[:round(pct*len(at)) or 1]] = True
     return mask
 
 # %% ../nbs/02_data.ipynb #bb5d88b1
@@ -168,8 +168,7 @@ def _fetch(url, *files, kind='data', instead='source="mini"'):
     "Files of a folder that fastai fetches, or finds; of none, the folder"
     try: return [(untar_data(url, c_key=kind)/o).resolve(strict=True) for o in files or ['']]
     except Exception as e:
-        there = fastai_cfg().path(kind)/Path(url).stem
-        raise FileNotFoundError(f'{url} could not be fetched whole ({type(e).__name__}): lay {" and ".join(files) or "it"} in {there}, or use {instead}') from e
+        raise FileNotFoundError(f'{url} was not fetched: lay {", ".join(files) or "it"} in {fastai_cfg().path(kind)/Path(url).stem}, or use {instead}') from e
 
 def _csv(f, encoding, **kwargs):
     "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
