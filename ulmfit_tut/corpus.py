@@ -83,7 +83,7 @@ def _meta(d):
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json') if (d/f).exists()}
 
-def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
+def _whole(d): return _meta(d).get('digests') == _digests(d)
 
 def _build(d, key, df, tok, encoding, n_workers, progress, stats):
     names,lens,after,whole,h = [],[],[],0,hashlib.sha256()
@@ -117,8 +117,7 @@ def text_corpus(
     "Tokenize texts, or open what was tokenized before; `OSError` where `cache` cannot be written"
     if not isinstance(df, pd.DataFrame): raise TypeError(f'{df!r:.60} is no table: text_corpus(get_texts(...)) is the way')
     tok,cache = get_tokenizer(tok=tok) if tok is None or isinstance(tok, Tokenizer) else tok,corpora_path(cache)
-    words = tok.tok if isinstance(tok, TokenizeWithRules) else tok
-    if getattr(words, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
+    if getattr(tok.tok if isinstance(tok, TokenizeWithRules) else tok, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup')
     if 'text' in df: _strings(df.text)
     elif 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     try:
@@ -155,10 +154,9 @@ def list_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> pd.DataFrame: # a row a corpus
     "The corpora on disk, with their size"
-    def row(o, key, texts, tokens, types, **_):
-        size = sum(f.stat().st_size for f in o.iterdir())
-        return dict(corpus=o.name, texts=texts, tokens=tokens, types=types, tok=key['tok'][:12], rules=str(key['rules'])[:12], MB=round(size/1e6, 1))
-    return pd.DataFrame([row(o, **_meta(o)) for o in sorted(corpora_path(cache).glob('*')) if _whole(o)])
+    metas = {o: _meta(o) for o in sorted(corpora_path(cache).glob('*')) if _whole(o)}
+    return pd.DataFrame([dict(corpus=o.name, texts=m['texts'], tokens=m['tokens'], types=m['types'], tok=m['key']['tok'][:12],
+                              rules=str(m['key']['rules'])[:12], MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o,m in metas.items()])
 
 def clear_corpora(
     cache:Path=None # as in `text_corpus`

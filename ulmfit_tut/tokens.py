@@ -36,8 +36,7 @@ def get_tokenizer(
 @functools.lru_cache(8)
 def _pieces(sp):
     "Digest of SentencePiece's pieces, their scores and its normal form, wherever it was trained"
-    what = [sp.EncodeAsPieces(' Ａﬁ  é'), *((sp.IdToPiece(i), sp.GetScore(i)) for i in range(len(sp)))]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([sp.EncodeAsPieces(' Ａﬁ  é'), *((sp.IdToPiece(i), sp.GetScore(i)) for i in range_of(sp))]).encode()).hexdigest()[:12]
 
 def tokenizer_names(tok) -> tuple: # of the tokenizer (SentencePiece's with a digest of its pieces), and of its rules: in `rule_sets`, or each of them
     "What files say of a tokenizer, as `get_tokenizer` gives it or inside fastai's `Tokenizer`; `None` twice for none"
