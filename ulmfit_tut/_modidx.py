@@ -216,6 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ulmfit_tut.tokens._pieces': ('api/tokens.html#_pieces', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._run': ('api/tokens.html#_run', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens._start': ('api/tokens.html#_start', 'ulmfit_tut/tokens.py'),
+                                   'ulmfit_tut.tokens._stretches': ('api/tokens.html#_stretches', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.encode_texts': ('api/tokens.html#encode_texts', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.file_stats': ('api/tokens.html#file_stats', 'ulmfit_tut/tokens.py'),
                                    'ulmfit_tut.tokens.get_tokenizer': ('api/tokens.html#get_tokenizer', 'ulmfit_tut/tokens.py'),

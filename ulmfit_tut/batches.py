@@ -62,8 +62,7 @@ def _source(ds):
         ids,starts,lens,types = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],c.types       # an array is faster to slice than a memmap
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
-        texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
-        ids,lens,types = _all_ids(texts, tl.tokenizer.tok)
+        ids,lens,types = _all_ids(tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else items, tl.tokenizer.tok)
         starts = lens.cumsum() - lens
     ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))
     return ds._source

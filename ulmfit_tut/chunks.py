@@ -81,8 +81,7 @@ class ChunkTokenizer:
         "Tokens of the chunks that are new, all at once: a line break keeps them apart for every rule, and for spaCy"
         new = self.chunks.names[len(self.info[0]):]
         if not new: return
-        text = '\n'.join(new)
-        reps = self.rep(text)
+        reps = self.rep('\n'.join(new))
         low = self.rest(reps).lower() + '\n'
         pieces = _word.split(low)
         words = pieces[1::2]

@@ -27,8 +27,7 @@ class Columns:
     def _plain(self, df):
         "As objects and floats: of a pandas category fastai would take the codes, whatever they stand for"
         names,df = self.cats + self.conts,df.infer_objects().reset_index(drop=True)
-        if bad := sorted({c for c in names if names.count(c) + [*df.columns].count(c) != 2}):
-            raise ValueError(f'{bad}: name a column once, of a table that has it once; this one has {[*df.columns]}')
+        if bad := sorted({c for c in names if [*names, *df.columns].count(c) != 2}): raise ValueError(f'{bad}: name a column once; there are {[*df.columns]}')
         def odd(x): return not pd.api.types.is_numeric_dtype(x) or np.isinf(x.astype(float)).any() or not hasattr(self, 'gaps') and x.isna().all()
         if len(df) and (bad := [c for c in self.conts if odd(df[c])]):
             raise ValueError(f'{bad}: not all are finite numbers, or none at all: use cat_names=, or clean them with pd.to_numeric(..., errors="coerce")')
@@ -49,8 +48,7 @@ class Columns:
 
     def decode(self, cats:Tensor, conts:Tensor) -> pd.DataFrame:
         "Back to what people read"
-        parts = [pd.DataFrame(to_np(o), columns=[*c]) for o,c in ((cats, self.to.cat_names), (conts, self.to.cont_names))]
-        return self.to.new(pd.concat(parts, axis=1)).decode().items
+        return self.to.new(pd.DataFrame(np.hstack([to_np(cats), to_np(conts)]), columns=[*self.to.cat_names, *self.to.cont_names])).decode().items
 
 # %% ../nbs/14_text_with_columns.ipynb #e7a96aeb
 class ColumnLoader(TextLoader):

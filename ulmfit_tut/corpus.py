@@ -13,7 +13,7 @@ from .data import _strings, read_text, text_vocab
 from .files import replacing
 from .rules import fix_entities
 from .chunks import ChunkTokenizer
-from .tokens import encode_texts, file_stats, get_tokenizer, text_digests
+from .tokens import _stretches, encode_texts, file_stats, get_tokenizer, text_digests
 
 # %% ../nbs/api/corpus.ipynb #f7198cee
 class TextCorpus:
@@ -35,8 +35,7 @@ class TextCorpus:
         if rows is None: rows = self.df.part.ne('test') & ~self.df.is_valid
         res,keep,lens = np.zeros(len(self.types), np.int64),np.zeros(len(self), bool),np.diff(self.offsets)
         keep[np.asarray(rows) if len(rows) else []] = True
-        cuts = 1 + np.flatnonzero(np.diff(self.offsets[:-1]//2**22))
-        for a,b in itertools.pairwise([0, *cuts.tolist(), len(self)]):
+        for a,b in _stretches(self.offsets[:-1], 2**22):
             if not keep[a:b].any(): continue
             # read and dropped; what is mapped stays in memory
             ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)

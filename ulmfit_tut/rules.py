@@ -22,12 +22,11 @@ def replace_letters(t):
 
 def replace_caps(t):
     "`replace_all_caps` and `replace_maj` for the capitals of every alphabet"
-    def one(m):
-        w = m[0]
+    def one(w):
         if not w[0].isupper(): return w
         mark = TK_UP if not any(o.islower() for o in w) else TK_MAJ if not any(o.isupper() for o in w[1:]) else None
-        return f'{mark} {w.lower()}' if mark and len(w) > 1 else w.lower() if mark else w
-    return re.sub(r'\S+', one, t)
+        return w if mark is None else f'{mark} {w.lower()}' if len(w) > 1 else w.lower()
+    return re.sub(r'\S+', lambda m: one(m[0]), t)
 
 rule_sets = MappingProxyType(dict(
     fastai=(fix_html, replace_rep, replace_wrep, spec_add_spaces, rm_useless_spaces, replace_all_caps, replace_maj, lowercase),

@@ -81,11 +81,12 @@ def _run(items): return _work(items)
 
 def _file(o, root): return f'{root}/{o}' if root is not None else o if isinstance(o, Path) else None
 
+def _stretches(ends, size): return itertools.pairwise([0, *(1 + np.flatnonzero(np.diff(ends//size))).tolist(), len(ends)])      # starts and ends
+
 def _blocks(items, root, sizes=None):
     "Some hundred texts each, fewer where they are long: what a process holds does not grow with its texts"
     ends = np.cumsum([os.path.getsize(f) if (f := _file(o, root)) else len(o) for o in items] if sizes is None else sizes) + 2048*np.arange(1, len(items) + 1)
-    cuts = 1 + np.flatnonzero(np.diff(ends//2**21))
-    return [items[a:b] for a,b in itertools.pairwise([0, *cuts.tolist(), len(items)])]
+    return [items[a:b] for a,b in _stretches(ends, 2**21)]
 
 def encode_texts(
     items:list, # strings, or `Path`s of files
