@@ -58,11 +58,11 @@ def predict(
     for o,t in zip(learns, [_texts(o, texts, text_col) for o in learns]):                            # all are checked before one is read
         for rows in chunked(range(len(t)), 10_000):
             with _reading(o) as (model,device):
-                enc,ids = model[0],dict(zip(rows, _ids(o, [t[i] for i in rows])))
+                ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
                 for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
-                    x,longest,shortest = pad_windows([ids[i] for i in b], enc.bptt, enc.pad_idx),len(ids[b[0]]),len(ids[b[-1]])
+                    x,longest,shortest = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx),len(ids[b[0]]),len(ids[b[-1]])
                     # as many windows each, all of them pooled: all may end with the longest
-                    if x.shape[1] - enc.bptt < shortest and x.shape[1] <= (enc.max_len or math.inf): x = x[:, :longest]
+                    if x.shape[1] - model[0].bptt < shortest and x.shape[1] <= (model[0].max_len or math.inf): x = x[:, :longest]
                     probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
     label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs] if several else [classes[i] for i in probs.argmax(1)]
     return pd.DataFrame({'label': label} | {'label_' if c == 'label' else c: p for c,p in zip(classes, probs.T)}, texts.index)

@@ -29,7 +29,7 @@ def why(
     bs:int=64, # versions of a text that are read at once; the scores do not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
 ) -> pd.DataFrame: # a row a word: `text`, its place from 0; `label`; `word` as the network reads it; `score` in log-odds, above 0 where it speaks for the label
-    "What each word is worth for a class: the log-odds lost when it becomes `xxunk` (occlusion, Zeiler & Fergus 2014); `ValueError` for a text without words"
+    "What each word is worth: the log-odds lost when it is `xxunk` (Zeiler & Fergus 2014). Reads a text as often as it has words; `ValueError` if it has none"
     if is_listy(learn): raise TypeError('Each classifier has reasons of its own: explain them one by one')
     probs = predict(learn, texts, bs, text_col).iloc[:, 1:].to_numpy()                           # what is no text and no classifier fails here
     classes,several = itemgetter('classes', 'several')(_kind(learn))
