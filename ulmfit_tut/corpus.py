@@ -82,7 +82,7 @@ def _meta(d):
 
 def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json') if (d/f).exists()}
 
-def _whole(d): return _meta(d).get('digests') == _digests(d)
+def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
 
 def _build(d, key, df, tok, encoding, n_workers, progress, stats):
     names,lens,after,whole,h = [],[],[],0,hashlib.sha256()
