@@ -74,8 +74,8 @@ def _classifier(weights, meta, file, tok, device):
     if 'categories' in meta: raise ValueError(f'{file} reads columns beside the text, {[*meta["categories"], *meta["numbers"]]}: load it by load_text_model')
     if tok is None and not (str(name).startswith('spaCy ') and isinstance(rules, str)):
         raise ValueError(f'{file} was made with the tokenizer {name}, rules {rules}: give it by tok=get_tokenizer(tok=...)')
-    tok,text_col,label_col = tok or get_tokenizer(name[6:], rules),meta.get('text_col') or ['text'],classes if several else ['label']
-    tfms = text_tfms(None, tok, vocab, text_col, meta['backwards'], None, label_col, classes, several)
+    text_col,label_col = meta.get('text_col') or ['text'],classes if several else ['label']
+    tfms = text_tfms(None, tok or get_tokenizer(name[6:], rules), vocab, text_col, meta['backwards'], None, label_col, classes, several)
     row = pd.DataFrame([dict.fromkeys(text_col, '') | dict.fromkeys(label_col, 0 if several else classes[0])])         # fastai wants a row to begin with
     dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
     lins = [len(v) for k,v in sorted(weights.items()) if re.fullmatch(r'1\.layers\.\d+\.\d+\.weight', k) and v.dim() == 2][:-1]                    # of the head
