@@ -150,8 +150,7 @@ class ChunkTokenizer:
     def _merge(self, c):
         "Neighbours that one special case of spaCy may span become one chunk"
         ends,starts = self._of(c[:-1], _END),self._of(c[1:], _START)
-        near = np.flatnonzero((ends > 0) & (starts > 0))
-        near = [i for i,*o in zip(near.tolist(), ends[near].tolist(), starts[near].tolist()) if self.near(*o)]
+        near = [i for i in np.flatnonzero((ends > 0) & (starts > 0)).tolist() if self.near(ends[i], starts[i])]
         if not near: return c
         keep,names,s = np.ones(len(c), bool),self.chunks.names,{}
         for i in near[::-1]: s[i] = f'{names[c[i]]} {s.pop(i+1, names[c[i+1]])}'; keep[i+1] = False

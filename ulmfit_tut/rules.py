@@ -13,8 +13,7 @@ from fastai.text.all import *
 # %% ../nbs/api/rules.ipynb #c5898011
 def fix_entities(x):
     "`fix_html` for whole entities alone: `camp;` stays what it is"
-    x = re.sub(r'<br\s*/?>', '\n', x).replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …')
-    return html.unescape(x)
+    return html.unescape(re.sub(r'<br\s*/?>', '\n', x).replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …'))
 
 def replace_letters(t):
     "`replace_rep` for all but digits: `2000` stays a year"
