@@ -8,7 +8,7 @@ __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader',
 # %% ../nbs/api/batches.ipynb #bd5d6443
 from fastai.text.all import *
 from .corpus import TextCorpus
-from .data import _flags, join_fields, text_vocab
+from .data import _flag, join_fields, text_vocab
 from .tokens import _all_ids
 
 # %% ../nbs/api/batches.ipynb #3bf4b59a
@@ -17,7 +17,7 @@ class _Known(dict):
 
 def known_words(vocab:list) -> Numericalize: # fastai's, with another look-up
     "`Numericalize` of the tokens in `vocab`, `xxunk` and `xxpad` first, that leaves unknown tokens unknown, and a literal `xxpad` too"
-    if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {str(list(vocab[:2]))[:60]}, not {[UNK, PAD]}: fastai pads with number 1, and number 0 is unknown. A learner\'s is words_of(learn)')
+    if list(vocab[:2]) != [UNK, PAD]: raise ValueError(f'The vocabulary starts with {[*vocab[:2]]!s:.60}, not {[UNK, PAD]}: a learner\'s is words_of(learn)')
     num = Numericalize(list(vocab))
     num.o2i = _Known({t: i for i,t in reversed(list(enumerate(vocab))) if t not in (PAD, 'xxfake')})
     return num
@@ -35,7 +35,8 @@ class _LookUp(Transform):
 class CorpusText(_LookUp):
     "The tokens of a row of a corpus; the text of a row of a table"
     def texts(self, df):
-        if gone := [c for c in self.cols if list(df.columns).count(c) != 1]: raise ValueError(f'The table has no single column {gone}; its columns are {list(df.columns)}: rename one, or give predict its name by text_col=')
+        if gone := [c for c in self.cols if [*df.columns].count(c) != 1]:
+            raise ValueError(f'The table has no single column {gone}; its columns are {[*df.columns]}: rename one, or give predict its name by text_col=')
         return list(join_fields(df, self.cols))
     def encodes(self, o:pd.Series): return self.texts(o.to_frame().T)[0]
 
@@ -43,10 +44,10 @@ class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
         if len(self.cols) > 1:
-            if bad := {c: o[c] for c in self.cols if str(o[c]).lower() not in _flags}: raise ValueError(f'{bad} in a row: of several labels each is 0 or 1; fill it, or leave the row out')
-            return [str(c) for c in self.cols if _flags[str(o[c]).lower()]]
+            if bad := {c: o[c] for c in self.cols if _flag(o[c]) is None}: raise ValueError(f'{bad}: of several labels each is 0 or 1; fill it, or drop it')
+            return [str(c) for c in self.cols if _flag(o[c])]
         v = o[self.cols[0]]
-        return str(int(v)) if isinstance(v, float) and v.is_integer() and str(v) not in self.classes else str(v)           # 1.0 is the class 1 where some labels are missing
+        return str(int(v)) if isinstance(v, float) and v.is_integer() and str(v) not in self.classes else str(v)    # 1.0 is the class 1 beside missing labels
 
 # %% ../nbs/api/batches.ipynb #d87c1475
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), numbers.Integral)
@@ -61,8 +62,7 @@ def _source(ds):
         ids,starts,lens,types = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],c.types       # an array is faster to slice than a memmap
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
-        texts = tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else list(items)
-        ids,lens,types = _all_ids(texts, tl.tokenizer.tok)
+        ids,lens,types = _all_ids(tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else items, tl.tokenizer.tok)
         starts = lens.cumsum() - lens
     ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))
     return ds._source
@@ -103,7 +103,7 @@ class LMLoader(_TextDL):
     def shuffle_fn(self, idxs): return idxs                                              # not places in a batch are shuffled, but texts
 
     def create_batches(self, samps):
-        if len([*samps]) < self.n: raise ValueError('A wrapper, such as fastai\'s DistributedDL, asks for a share of the batches, and would get them all: several processes share them by rank= and world=, as bench/ranks.py does')
+        if len([*samps]) < self.n: raise ValueError('A wrapper asks for a share of the batches: give each process its rank= and world=, as bench/ranks.py does')
         texts,n = self.gen.permutation(len(self.lens)) if self.shuffle else range(len(self.lens)),self.bs*self.bl
         stream = np.concatenate([self.ids[:0], *map(self.text, texts)])[self.rank*n:(self.rank + 1)*n + 1]
         for a in range(0, self.bl, self.seq_len):
@@ -141,8 +141,7 @@ class TextLoader(_TextDL):
         n,bs,idxs = len(self.lens),self.bs,np.argsort(-self.lens, kind='stable')
         if self.shuffle and n:
             longest,idxs = idxs[0],self.gen.permutation(n)
-            at = np.flatnonzero(idxs == longest)
-            idxs[0],idxs[at] = longest,idxs[0]                                             # first: if memory does not suffice, one knows at once
+            idxs[idxs == longest],idxs[0] = idxs[0],longest                                # first: if memory does not suffice, one knows at once
             idxs = idxs[np.lexsort((-self.lens[idxs], np.arange(n)//(50*bs)))]
         batches = np.split(idxs, range(bs, n, bs))
         if self.shuffle: batches[1:-1] = [batches[i] for i in 1 + self.gen.permutation(max(len(batches) - 2, 0))]
@@ -158,7 +157,7 @@ class TextLoader(_TextDL):
 
 # %% ../nbs/api/batches.ipynb #5e0b7d32
 def text_tfms(corpus, tok, vocab, text_col, backwards, labels=None, label_col=('label',), classes=None, several=False):
-    "Transforms for `Datasets`: rows of a corpus (`None` for none), texts and tables to ids; with `classes`, `labels` of rows and `label_col` of tables to categories, one a text or `several`"
+    "Transforms for `Datasets`: rows of a corpus, texts and tables to ids; with `classes`, `labels` of rows and `label_col` of tables to categories"
     tfms = [[CorpusText(corpus, text_col), Tokenizer(tok, rules=[]), known_words(vocab), *([reverse_text] if backwards else [])]]
     if classes is None: return tfms
     return [*tfms, [CorpusLabel(labels, label_col, classes), *([MultiCategorize(classes), OneHotEncode()] if several else [Categorize(classes, sort=False)])]]
@@ -177,10 +176,11 @@ def text_dls(
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus, to which transforms may be added `after_batch` alone; `ValueError` if its texts do not fill a batch"
     if not isinstance(corpus, TextCorpus): raise TypeError(f'{corpus!r:.60} is no corpus: text_dls(text_corpus(get_texts(...))) is the way')
-    if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: both are whole numbers, at least 1')
+    if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: whole numbers, at least 1')
     df,valid = corpus.df,np.asarray(corpus.df.is_valid if valid is None else valid)
     held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
-    if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size: raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
+    if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size:
+        raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
     rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
@@ -190,6 +190,7 @@ def text_dls(
     labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label.tolist()]
     several = isinstance(labels[rows[0][0]], list)
     classes = None if is_lm else list(map(str, label_col)) if several else sorted({labels[i] for o in rows for i in o})
-    tfms = text_tfms(corpus, corpus.tok, text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held)) if vocab is None else vocab, text_col, backwards, labels, label_col, classes, several)
+    if vocab is None: vocab = text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held))
+    tfms = text_tfms(corpus, corpus.tok, vocab, text_col, backwards, labels, label_col, classes, several)
     return Datasets(range(len(df)), tfms, splits=[o.tolist() for o in rows], dl_type=LMLoader if is_lm else TextLoader).dataloaders(
         bs=bs, seq_len=seq_len, backwards=backwards, seed=seed, device=device)

@@ -12,8 +12,10 @@ from array import array                                  # after fastai, which h
 from .rules import rule_sets
 
 # %% ../nbs/api/chunks.ipynb #9db4c501
-_blank,_lines = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*')            # white space that becomes a token, blanks before it do not change it; the usual one, sooner found
-_word = re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)       # not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
+# white space that becomes a token, blanks before it do not change it; the usual one, sooner found
+_blank,_lines = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*')
+# not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
+_word = re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)
 _N,_AT,_LEFT,_START,_END,_FIRST,_LAST,_ODD,_BLANK = range(9)   # what `info` holds of a chunk
 
 class _Numbers(dict):
@@ -50,13 +52,13 @@ class ChunkTokenizer:
 
     def _reset(self):
         gc.freeze()                                                                             # else collections meanwhile look through all of PyTorch
+        from spacy import language, vocab
         from spacy.lang.en import English
-        from spacy.language import create_tokenizer
-        from spacy.vocab import Vocab
         self.fix,self.rep,_,*rest = rule_sets[self.rules]
         self.rest = compose(*rest[:-1])                                                         # all but `lowercase`, which adds `xxbos`
         class Bare(English.Defaults): tokenizer_exceptions = {}
-        self.words,bare = (create_tokenizer()(SimpleNamespace(vocab=Vocab(), Defaults=o)) for o in (English.Defaults, Bare))      # `spacy.blank` makes much else
+        # `spacy.blank` makes much else
+        self.words,bare = (language.create_tokenizer()(SimpleNamespace(vocab=vocab.Vocab(), Defaults=o)) for o in (English.Defaults, Bare))
         gc.unfreeze()
         special = [o for o in self.words.rules if o == o.lower()]
         for o in defaults.text_spec_tok: self.words.add_special_case(o, [dict(ORTH=o)])
@@ -64,7 +66,7 @@ class ChunkTokenizer:
         self.ends,self.starts = (tuple({*o}) for o in zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
         self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
-        self.pool,self.cuts,self.shape_info,*self.info = map(array, 'ibi' + 9*'i')                # of a chunk an array for each kind: frequent chunks lie close together
+        self.pool,self.cuts,self.shape_info,*self.info = map(array, 'ibi' + 9*'i')     # an array for each kind: frequent chunks lie close together
         self.sides[frozenset()]
         self.near = functools.cache(lambda end, start: not self.pairs.isdisjoint(itertools.product(self.sides.names[end], self.sides.names[start])))
         self._add('\0', [BOS])
@@ -79,8 +81,7 @@ class ChunkTokenizer:
         "Tokens of the chunks that are new, all at once: a line break keeps them apart for every rule, and for spaCy"
         new = self.chunks.names[len(self.info[0]):]
         if not new: return
-        text = '\n'.join(new)
-        reps = self.rep(text)
+        reps = self.rep('\n'.join(new))
         low = self.rest(reps).lower() + '\n'
         pieces = _word.split(low)
         words = pieces[1::2]
@@ -97,8 +98,9 @@ class ChunkTokenizer:
         h = np.fromiter(map(hash, new), np.int64) & 0x7fffffff
         cols = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h]).astype(np.int32)
         self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
-        for i,r in [(i, r) for i,(s,r) in enumerate(zip(new, reps.split('\n'))) if s != r]:        # what the rule for repeated words will see; equal hashes are a hint, the rule decides
-            w = r.split(); cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),1 + any(map(str.__eq__, w, w[1:]))
+        # what the rule for repeated words will see; equal hashes are a hint, the rule decides
+        for i,w in [(i, r.split()) for i,(s,r) in enumerate(zip(new, reps.split('\n'))) if s != r]:
+            cols[_FIRST:_BLANK, i] = _hash(w[0]),_hash(w[-1]),1 + any(map(str.__eq__, w, w[1:]))
         for o,v in zip(self.info, cols): o.frombytes(v.tobytes())
 
     def _cut(self, shapes):
@@ -129,7 +131,7 @@ class ChunkTokenizer:
         "The text that `fix` made of `text`, as numbers of chunks"
         x = x.strip()
         if '\0' in x: return self._whole(text)
-        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(self._mark, x)                # no blank but the plain one counts as printable
+        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(self._mark, x)    # no blank is printable but ' '
         return _number(self.chunks, ['\0', *x.split()])
 
     def _whole(self, text):
@@ -141,14 +143,14 @@ class ChunkTokenizer:
         "Texts in which a word may follow itself twice"
         keep,names = np.flatnonzero(self._of(c, _BLANK) == 0),self.chunks.names
         d,odd = c[keep],self._of(c[keep], _ODD)
-        near = [i for i in np.flatnonzero(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST)).tolist() if odd[i+1:i+3].any() or i + 2 < len(d) and names[d[i+2]].startswith(names[d[i+1]])]
+        near = np.flatnonzero(self._of(d[:-1], _LAST) == self._of(d[1:], _FIRST)).tolist()
+        near = [i for i in near if odd[i+1:i+3].any() or i + 2 < len(d) and names[d[i+2]].startswith(names[d[i+1]])]
         return np.unique(np.searchsorted(np.flatnonzero(c == 0), keep[[*near, *np.flatnonzero(odd > 1)]], side='right') - 1)
 
     def _merge(self, c):
         "Neighbours that one special case of spaCy may span become one chunk"
         ends,starts = self._of(c[:-1], _END),self._of(c[1:], _START)
-        near = np.flatnonzero((ends > 0) & (starts > 0))
-        near = [i for i,*o in zip(near.tolist(), ends[near].tolist(), starts[near].tolist()) if self.near(*o)]
+        near = [i for i in np.flatnonzero((ends > 0) & (starts > 0)).tolist() if self.near(ends[i], starts[i])]
         if not near: return c
         keep,names,s = np.ones(len(c), bool),self.chunks.names,{}
         for i in near[::-1]: s[i] = f'{names[c[i]]} {s.pop(i+1, names[c[i+1]])}'; keep[i+1] = False
@@ -157,7 +159,7 @@ class ChunkTokenizer:
         return c[keep]
 
     def _encode(self, texts):
-        if self.chunks is None or len(self.chunks) > self.max_chunks: self._reset()                       # spaCy is long to import, an opened corpus may not need it
+        if self.chunks is None or len(self.chunks) > self.max_chunks: self._reset()          # spaCy is long to import, an opened corpus may not need it
         cs = [self._chunks(self.fix(o), o) for o in texts]
         self._learn()
         for i in self._repeats(np.concatenate(cs)):

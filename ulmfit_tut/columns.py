@@ -12,7 +12,7 @@ from .batches import TextLoader, _rows
 
 # %% ../nbs/14_text_with_columns.ipynb #0cfe477c
 class Columns:
-    "Columns of a table as numbers, by fastai's `FillMissing`, `Categorify` and `Normalize`, fitted on the rows that it is made with; `ValueError` for a column that cannot be read"
+    "Columns of a table as numbers, by fastai's `FillMissing`, `Categorify`, `Normalize`, fitted on `df`; `ValueError` for a column that cannot be read"
     def __init__(self,
         df:pd.DataFrame, # the rows to train on
         cat_names=(), cont_names=() # columns of categories, and of numbers
@@ -22,14 +22,15 @@ class Columns:
         self.gaps = [c for c in df if df[c].isna().any()]                        # in these alone one can learn what a missing value means
         to = TabularPandas(df, [FillMissing, Categorify, Normalize], [*self.cats], [*self.conts], reduce_memory=False)     # fastai appends to the lists
         self.to,self.classes,self.emb_szs = to.new_empty(),to.classes,get_emb_sz(to)
-        self.about = dict(categories={k: [*map(str, v)] for k,v in to.classes.items()}, numbers={c: [float(o[c]) for o in (to.means, to.stds)] for c in self.conts})
+        self.about = dict(categories={k: [*map(str, v)] for k,v in to.classes.items()}, numbers={c: [float(to.means[c]), float(to.stds[c])] for c in to.means})
 
     def _plain(self, df):
         "As objects and floats: of a pandas category fastai would take the codes, whatever they stand for"
         names,df = self.cats + self.conts,df.infer_objects().reset_index(drop=True)
-        if bad := sorted({c for c in names if names.count(c) + list(df.columns).count(c) != 2}): raise ValueError(f'{bad}: name a column once, of a table that has it once; this one has {list(df.columns)}')
-        if bad := [c for c in self.conts if len(df) and (not pd.api.types.is_numeric_dtype(df[c]) or np.isinf(df[c].astype(float)).any() or not hasattr(self, 'gaps') and df[c].isna().all())]:
-            raise ValueError(f'{bad}: not all are finite numbers, or there are none at all; give them as cat_names=, or clean them with pd.to_numeric(..., errors="coerce")')
+        if bad := sorted({c for c in names if [*names, *df.columns].count(c) != 2}): raise ValueError(f'{bad}: name a column once; there are {[*df.columns]}')
+        def odd(x): return not pd.api.types.is_numeric_dtype(x) or np.isinf(x.astype(float)).any() or not hasattr(self, 'gaps') and x.isna().all()
+        if len(df) and (bad := [c for c in self.conts if odd(df[c])]):
+            raise ValueError(f'{bad}: not all are finite numbers, or none at all: use cat_names=, or clean them with pd.to_numeric(..., errors="coerce")')
         cats = df[self.cats].astype(object)
         return pd.concat([cats.where(cats.notna(), np.nan), df[self.conts].astype(float)], axis=1)          # pandas' own NA fails where fastai compares
 
@@ -47,7 +48,7 @@ class Columns:
 
     def decode(self, cats:Tensor, conts:Tensor) -> pd.DataFrame:
         "Back to what people read"
-        return self.to.new(pd.concat([pd.DataFrame(to_np(o), columns=[*c]) for o,c in ((cats, self.to.cat_names), (conts, self.to.cont_names))], axis=1)).decode().items
+        return self.to.new(pd.DataFrame(np.hstack([to_np(cats), to_np(conts)]), columns=[*self.to.cat_names, *self.to.cont_names])).decode().items
 
 # %% ../nbs/14_text_with_columns.ipynb #e7a96aeb
 class ColumnLoader(TextLoader):
@@ -77,13 +78,13 @@ def add_columns(
 ) -> DataLoaders: # with batches of texts, categories, numbers, labels
     "Columns beside the texts, fitted on the rows that `dls` trains on; `ValueError` if what is to be predicted is among them"
     if not isinstance(dls.train, TextLoader): raise ValueError(f'{type(dls.train).__name__} knows no table: build the DataLoaders with text_dls')
-    if bad := [c for c in (*listify(cat_names), *listify(cont_names)) if c in ('label', *dls.train_ds.corpus_label.cols)]: raise ValueError(f'{bad}: this is what is to be predicted')
+    if bad := [*{*listify(cat_names), *listify(cont_names)} & {'label', *dls.train_ds.corpus_label.cols}]: raise ValueError(f'{bad}: this is to be predicted')
     columns = Columns(dls.train_ds.corpus_text.there().df.iloc[[*dls.train_ds.items]], cat_names, cont_names)
     return DataLoaders(*(dl.new(cls=ColumnLoader, columns=columns) for dl in dls.loaders), path=dls.path, device=dls.device)
 
 # %% ../nbs/14_text_with_columns.ipynb #ba4af83a
 class ColumnsHead(Module):
-    "A text classifier's head that reads embedded categories and numbers beside the pooled text, as fastai's `TabularModel` reads them; at first they count for nothing"
+    "A text classifier's head that reads embedded categories and numbers, as `TabularModel` does, beside the pooled text; at first they count for nothing"
     def __init__(self,
         head:PoolingLinearClassifier, # whose layers and weights it takes over
         emb_szs:list, n_cont:int # rows and width of each category's embedding; how many numbers
@@ -97,7 +98,7 @@ class ColumnsHead(Module):
         self.embeds,self.layers = nn.ModuleList(Embedding(*o) for o in emb_szs),nn.Sequential(wide, *head.layers[1:])
 
     def forward(self, input, cats=None, conts=None):
-        if self.n_cols and conts is None: raise ValueError('This classifier reads columns beside the text: learn.get_preds(dl=learn.dls.test_dl(table)) gives it both')
+        if self.n_cols and conts is None: raise ValueError('This classifier reads columns beside the text: use learn.get_preds(dl=learn.dls.test_dl(table))')
         out,mask = input
         x = [masked_concat_pool(out, mask, self.bptt), *(e(cats[:, i]) for i,e in enumerate(self.embeds)), *([conts] if self.n_cols else [])]
         return self.layers(torch.cat(x, 1)),out,out
@@ -110,7 +111,7 @@ def join_columns(
 ) -> Learner: # the same one
     "Give a text classifier a `ColumnsHead`; encoder, parameter groups and what is frozen stay"
     columns,model,opt = vars(learn.dls.train).get('columns'),get_model(learn.model),learn.opt
-    if columns is None or not isinstance(model[1], PoolingLinearClassifier): raise ValueError('Give a text classifier that has no columns yet, on the DataLoaders of add_columns')
+    if columns is None or not isinstance(model[1], PoolingLinearClassifier): raise ValueError('Give a classifier with no columns yet, on dls of add_columns')
     learn.model = _Joined(model[0], ColumnsHead(model[1], columns.emb_szs, len(columns.conts))).to(learn.dls.device)
     if opt is not None: learn.create_opt(); learn.freeze_to(opt.frozen_idx)
     return learn

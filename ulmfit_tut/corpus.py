@@ -6,14 +6,14 @@
 __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_corpora', 'clear_corpora']
 
 # %% ../nbs/api/corpus.ipynb #20b883a7
-import contextlib, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
+import hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
 from fastai.text.all import *
-from .data import read_text, text_vocab
+from .data import _strings, read_text, text_vocab
 from .files import replacing
 from .rules import fix_entities
 from .chunks import ChunkTokenizer
-from .tokens import encode_texts, file_stats, get_tokenizer, text_digests
+from .tokens import _stretches, encode_texts, file_stats, get_tokenizer, text_digests
 
 # %% ../nbs/api/corpus.ipynb #f7198cee
 class TextCorpus:
@@ -35,10 +35,10 @@ class TextCorpus:
         if rows is None: rows = self.df.part.ne('test') & ~self.df.is_valid
         res,keep,lens = np.zeros(len(self.types), np.int64),np.zeros(len(self), bool),np.diff(self.offsets)
         keep[np.asarray(rows) if len(rows) else []] = True
-        cuts = 1 + np.flatnonzero(np.diff(self.offsets[:-1]//2**22))
-        for a,b in itertools.pairwise([0, *cuts.tolist(), len(self)]):
+        for a,b in _stretches(self.offsets[:-1], 2**22):
             if not keep[a:b].any(): continue
-            ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)       # read and dropped; what is mapped stays in memory
+            # read and dropped; what is mapped stays in memory
+            ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)
             res += np.bincount(ids[np.repeat(keep[a:b], lens[a:b])], minlength=len(res))
         return {t: n for t,n in zip(self.types, res.tolist()) if n}
 
@@ -62,18 +62,12 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
         if isinstance(o, partial): return _sha(ident(o.func), hashlib.sha256(pickle.dumps((o.args, o.keywords))).hexdigest())
         try: return _sha(*map(inspect.getsource, [o] if inspect.isroutine(o) else type(o).__mro__[:-1]), hashlib.sha256(pickle.dumps(o)).hexdigest())
         except (OSError, TypeError, AttributeError, pickle.PicklingError) as e:
-            raise ValueError(f'{o!r} cannot be told from another one of that name ({e}): put it in a module, as a function or a class with state that pickles') from None
+            raise ValueError(f'{o!r} cannot be told from its like ({e}): put it in a module, as a function or a class whose state pickles') from None
     if not isinstance(tok, TokenizeWithRules): return dict(tok=ident(tok), rules=[], **versions)
-    post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]     # what `compose` was given
+    post = inspect.getclosurevars(tok.post_f).nonlocals.get('funcs', [tok.post_f]) if inspect.isfunction(tok.post_f) else [tok.post_f]    # of `compose`
     return dict(tok=ident(tok.tok), rules=[ident(o) for o in (*tok.rules, *post)], **versions)
 
 def _files(df): return map(f'{df.attrs["path"]}/'.__add__, df.file.tolist())
-
-def _seen(df, encoding, cache):
-    "Where the digest of these files is remembered; whether they rest, for a file may change twice within one tick of its clock; their `file_stats`"
-    if 'text' in df: return None,False,None
-    stats = file_stats(_files(df))
-    return cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}',time.time_ns() - stats[:, 2:].max(initial=0) > 2e9,stats
 
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
@@ -122,14 +116,16 @@ def text_corpus(
     "Tokenize texts, or open what was tokenized before; `OSError` where `cache` cannot be written"
     if not isinstance(df, pd.DataFrame): raise TypeError(f'{df!r:.60} is no table: text_corpus(get_texts(...)) is the way')
     tok,cache = get_tokenizer(tok=tok) if tok is None or isinstance(tok, Tokenizer) else tok,corpora_path(cache)
-    if getattr(tok.tok if isinstance(tok, TokenizeWithRules) else tok, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup(texts) first')
-    if 'text' not in df and 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
-    if 'text' in df and (bad := [i for i,o in enumerate(df.text) if not isinstance(o, str)]): raise TypeError(f'Texts {bad[:5]} are no strings: leave them out, or write them as text')
+    if getattr(tok.tok if isinstance(tok, TokenizeWithRules) else tok, 'tok', True) is None: raise ValueError('This tokenizer is not trained: call its setup')
+    if 'text' in df: _strings(df.text)
+    elif 'path' not in df.attrs: raise ValueError('The table has no column "text", and no attrs["path"] that says where its files are')
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        key,(seen,rests,stats) = tokenizer_key(tok),_seen(df, encoding, cache)
+        key,stats = tokenizer_key(tok),None if 'text' in df else file_stats(_files(df))
+        rests = stats is not None and time.time_ns() - stats[:, 2:].max(initial=0) > 2e9               # a file may change twice within one tick of its clock
+        seen = rests and cache/f'seen-{_sha(_format, encoding, df.attrs["path"], *df.file.tolist(), _sha(stats.tobytes().hex()))[:24]}'     # has their digest
         def place(content): return cache/_sha(_format, content, json.dumps(key, sort_keys=True))[:24]
-        known = content = seen.read_text(errors='replace') if rests and seen.exists() else None
+        known = content = seen.read_text(errors='replace') if seen and seen.exists() else None
         if not content and any(o.get('texts') == len(df) and o.get('key') == key for o in map(_meta, cache.iterdir())): content = _content(df, encoding)
         path = place(content)
         if not _whole(path):
@@ -145,10 +141,10 @@ def text_corpus(
                     new.rename(path)
                 except OSError:                                                    # another process was first
                     if not _whole(path): raise OSError('the finished corpus could not be put in its place') from None
-        if rests and content != known:
+        if seen and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:
-        if e.filename and not (Path(e.filename).is_relative_to(cache) or cache.is_relative_to(e.filename)): raise         # a text that cannot be read names itself
+        if e.filename and not (Path(e.filename).is_relative_to(cache) or cache.is_relative_to(e.filename)): raise      # a text that cannot be read names itself
         raise OSError(f'{cache} cannot be written ({e.strerror or e}): make room, or choose another folder by cache=...') from e
     return TextCorpus(path, df, tok)
 
@@ -157,8 +153,9 @@ def list_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> pd.DataFrame: # a row a corpus
     "The corpora on disk, with their size"
-    return pd.DataFrame([dict(corpus=o.name, texts=m['texts'], tokens=m['tokens'], types=m['types'], tok=m['key']['tok'][:12], rules=str(m['key']['rules'])[:12],
-                              MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o in sorted(corpora_path(cache).glob('*')) if _whole(o) for m in [_meta(o)]])
+    metas = {o: _meta(o) for o in sorted(corpora_path(cache).glob('*')) if _whole(o)}
+    return pd.DataFrame([dict(corpus=o.name, texts=m['texts'], tokens=m['tokens'], types=m['types'], tok=m['key']['tok'][:12],
+                              rules=str(m['key']['rules'])[:12], MB=round(sum(f.stat().st_size for f in o.iterdir())/1e6, 1)) for o,m in metas.items()])
 
 def clear_corpora(
     cache:Path=None # as in `text_corpus`

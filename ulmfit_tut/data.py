@@ -29,29 +29,32 @@ def mini_reviews(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as tmp:
             for f,t in texts.items(): Path(tmp, 'new', f).mk_write(t, 'utf8')
             with contextlib.suppress(OSError): Path(tmp, 'new').rename(path)    # another process was first: its folder is checked below
-    if {o.relative_to(path): o.read_bytes().decode('utf8', 'replace') for o in path.rglob('*.txt')} != texts: raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
+    there = {o.relative_to(path): o.read_bytes().decode('utf8', 'replace') for o in path.rglob('*.txt')}
+    if there != texts: raise ValueError(f'{path} differs from the embedded reviews: delete the folder, and it is written again')
     return path
 
 # %% ../nbs/02_data.ipynb #a130c44d
-def read_text(
-    f:Path, encoding:str='utf8'
-) -> str: # line ends are `\n`, as Python reads them
+def read_text(f:Path, encoding:str='utf8') -> str: # line ends are `\n`, as Python reads them
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
     try: text = data.decode(encoding)
     except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="latin-1" or another') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
+def _strings(texts, kinds=str):
+    "`TypeError` that names what is none"
+    bad = {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, kinds)}
+    if bad: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
+
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
     labels:list=None, # names of the class folders; default every folder in a part but those in `unlabelled`
     unlabelled:list=('unsup',), # folders, in `path` or in `train`, whose texts have no label
-    encoding:str='utf8',
-    read:bool=True # `False` leaves the texts on disk, for `text_corpus` to read
+    encoding:str='utf8', read:bool=True # `False` leaves the texts on disk, for `text_corpus` to read
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, and `file` relative to `path`, which is in `attrs`
     "All texts below `path`, files sorted; `ValueError` or `FileNotFoundError` for a folder that cannot be used"
     path,labels,unlabelled,rows = Path(path),uniqueify(listify(labels)),uniqueify(listify(unlabelled)),[]
-    if not path.is_dir(): raise FileNotFoundError(f'No such folder: {path}' + (' (a file that is no .csv cannot be read)' if path.exists() else ''))
+    if not path.is_dir(): raise FileNotFoundError(f'{path} is no folder: give one in IMDb\'s layout, or a .csv file')
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if odd := [u for u in unlabelled if u in labels or u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
         raise ValueError(f'unlabelled={odd}: {path} has no such folder, or labels= names it as well')
@@ -70,19 +73,22 @@ def texts_from_folder(
 def _check(df, name):
     "What every source must satisfy: two classes, a part to test on; a `valid` part serves as test where there is none"
     part = df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')
-    if not part.eq('test').any(): raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
+    test = part.eq('test')
+    if not test.any(): raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
     df['part'],df['is_valid'] = part.replace('valid', 'train'),part.eq('valid')
-    if 'text' in df and (n := df.text[part.eq('test')].isin(df.text[part.ne('test')]).sum()): warnings.warn(f'{name}: of the test texts {n} stand in another part, too, word for word, and the accuracy on them promises too much')
+    if 'text' in df and (n := df.text[test].isin(df.text[~test]).sum()):
+        warnings.warn(f'{name}: of the test texts {n} stand in another part, too, word for word, and the accuracy on them promises too much')
     if df.label.map(type).eq(tuple).any(): return df                                           # several labels a text: any set of them will do
     counts = df[df.part.eq('train')].label.value_counts().sort_index()
     if len(counts) < 2: raise ValueError(f'{name} has one class in train, {list(counts.index)}: a classifier needs at least two')
     if counts.min() < 2: raise ValueError(f'{name} has one text of class {counts.idxmin()!r} in train: give it more, or leave the class out')
-    if odd := sorted({*df.label[df.part.eq('test')].unique()} - {*counts.index}): raise ValueError(f'{name} has classes in test that train does not have: {odd}')
+    if odd := sorted({*df.label[test]} - {*counts.index}): raise ValueError(f'{name} has classes in test that train does not have: {odd}')
     return df
 
 # %% ../nbs/02_data.ipynb #f64bb9e1
 _parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
-_flags = {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}
+
+def _flag(o): return {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}.get(str(o).lower())
 
 def join_fields(df, cols):
     "One text a row; the fields of several columns marked `xxfld 1`, `xxfld 2`, as fastai's `tokenize_df` marks them"
@@ -96,43 +102,40 @@ def texts_from_df(
     label_col='label', # column, empty only where the row's part is `unsup`; list of columns of 0 and 1: any number of labels a text; `None`: no labels
     split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans, where `True` is test; default all `train`
     test_pct:float=0.2, # share of each class of train held back as test, cut by `seed`, where no row is `valid` or `test`
-    seed:int=42,
-    name:str='The table' # what errors call it; they count rows from 0
+    seed:int=42, name:str='The table' # what errors call it; they count rows from 0
 ) -> pd.DataFrame: # `text`, `label` (a string; a tuple of strings where there may be several), `part`, `is_valid`
     "Texts of a DataFrame; `ValueError` that names rows with empty texts or labels"
     if not 0 < test_pct < 1: raise ValueError(f'test_pct={test_pct} must lie between 0 and 1')
     text_cols,label_cols = listify(text_col),listify(label_col)
     def refuse(bad, what):
-        idx = np.flatnonzero(bad).tolist()
-        if idx: raise ValueError(f'{name}: {what} in rows {idx[:5]}{f" and {len(idx)-5} more" if len(idx) > 5 else ""}, counted from 0: fill or drop them')
+        if len(at := np.flatnonzero(bad)): raise ValueError(f'{name}: {what} in rows {at[:5].tolist()} ({len(at)} in all, counted from 0): fill or drop them')
     for c in (*text_cols, *label_cols, *listify(split_col)):
-        n = list(df.columns).count(c)
-        if n != 1: raise ValueError(f'{name} has {n} columns named {c!r}; its columns are {list(df.columns)}: name the right ones by text_col=, label_col=, split_col=')
+        if (n := [*df.columns].count(c)) != 1: raise ValueError(f'{name} has {n} columns named {c!r} of {[*df.columns]}: set text_col=, label_col=, split_col=')
     df = df.reset_index(drop=True)
     for c in text_cols: refuse([not isinstance(o, str) or not o.strip() for o in df[c]], f'{c!r} is empty or no text')
-    res = pd.DataFrame({'text': join_fields(df, text_cols), 'label': '', 'part': [_parts.get(str(o).lower()) for o in df[split_col]] if split_col is not None else 'train'})
-    # 0.0 is the class 0 where some labels are missing
-    if len(label_cols) == 1 and df[label_cols[0]].map(is_listy).any(): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 for each label, label_col=[...]')
-    if len(label_cols) == 1: res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)
-    elif label_cols:
-        for c in label_cols: refuse(~df[c].map(lambda o: str(o).lower() in _flags) & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
-        res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flags.get(str(o).lower())) for r in df[label_cols].itertuples(index=False)]
+    parts = 'train' if split_col is None else [_parts.get(str(o).lower()) for o in df[split_col]]
+    res = pd.DataFrame(dict(text=join_fields(df, text_cols), label='', part=parts))
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
+    if len(label_cols) == 1:
+        if df[label_cols[0]].map(is_listy).any(): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
+        res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)       # 0.0 is the class 0 where some labels are missing
+    else:
+        for c in label_cols: refuse(df[c].map(_flag).isna() & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
+        res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flag(o)) for r in df[label_cols].itertuples(index=False)]
     res.loc[res.part.eq('unsup'), 'label'] = ''
     refuse(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False')
     refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty, and split_col= does not say unsup,')
     train = res.part.eq('train') & ~res.part.isin(['valid', 'test']).any()
-    if train.any() and len(label_cols) == 1 and (few := res.label[train].value_counts()).min() < 3:
-        raise ValueError(f'{name} has {few.min()} texts of class {few.idxmin()!r}: three are the least, to train, to validate and to test; give it more, or leave the class out')
+    if len(label_cols) == 1 and (few := res.label[train].value_counts()).min() < 3:
+        raise ValueError(f'{name} has {few.min()} texts of class {few.idxmin()!r}: three are the least, to train, validate, test: give more, or leave it out')
     res.loc[train, 'part'] = np.where(_cut(res[train], test_pct, seed), 'test', 'train')
     return _check(res, name)
 
 def _cut(df, pct, seed):
     "A boolean mask over rows: `pct` of each label's rows, at least one, chosen by `seed`"
     rng,mask = np.random.default_rng(seed),np.zeros(len(df), dtype=bool)
-    for _,idx in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), ' ')).indices.items()):
-        mask[rng.permutation(idx)[:max(1, round(pct*len(idx)))]] = True
+    for _,at in sorted(df.groupby(df.label.where(df.label.map(type).eq(str), ' ')).indices.items()): mask[rng.permutation(at)[:round(pct*len(at)) or 1]] = True
     return mask
 
 # %% ../nbs/02_data.ipynb #bb5d88b1
@@ -142,8 +145,7 @@ def get_texts(
     labels:list=None, unlabelled:list=('unsup',), # for a folder, as in `texts_from_folder`
     valid_pct:float=0.1, # share of train (per class) and of unsup that is held back, where the source has no `valid` part
     seed:int=42, # chooses what is held back
-    encoding:str='utf8',
-    read:bool=True # `False` leaves the texts of a folder on disk
+    encoding:str='utf8', read:bool=True # `False` leaves the texts of a folder on disk
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, rows counted from 0; stock loaders want it without its test rows
     "The texts of `source`, with a validation part cut from train and unsup"
     if not 0 < valid_pct < 1: raise ValueError(f'valid_pct={valid_pct} must lie between 0 and 1')
@@ -158,28 +160,28 @@ def get_texts(
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
-    train = df[df.part.eq('train') & df.label.map(type).eq(str)]
-    if gone := sorted({*train.label.unique()} - {*train.label[~train.is_valid].unique()}): raise ValueError(f'Classes {gone} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
+    gone = df[df.part.eq('train') & df.label.map(type).eq(str)].groupby('label').is_valid.all()
+    if gone.any(): raise ValueError(f'Classes {[*gone[gone].index]} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
     return df
 
 def _fetch(url, *files, kind='data', instead='source="mini"'):
     "Files of a folder that fastai fetches, or finds; of none, the folder"
     try: return [(untar_data(url, c_key=kind)/o).resolve(strict=True) for o in files or ['']]
     except Exception as e:
-        raise FileNotFoundError(f'{url} could not be fetched or is not whole ({type(e).__name__}): lay {" and ".join(files) or "it"} in {fastai_cfg().path(kind)/Path(url).stem}, or use {instead}') from e
+        raise FileNotFoundError(f'{url} was not fetched: lay {", ".join(files) or "it"} in {fastai_cfg().path(kind)/Path(url).stem}, or use {instead}') from e
 
 def _csv(f, encoding, **kwargs):
     "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
     if not Path(f).exists(): raise FileNotFoundError(f'No such file: {f}')
-    chunks = None
-    while True:
-        with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning):         # of fields beyond the header, which pandas would drop; a comma too many is none
-            try:
-                chunks = chunks or pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)         # the text "None" is a text
-                df = next(chunks)
-            except StopIteration: return
-            except (ValueError, LookupError, pd.errors.ParserWarning) as e: raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
-        yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
+    try:
+        chunks = pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)    # the text "None" is a text
+        while True:
+            # an error where pandas would drop fields beyond the header; a comma too many is none
+            with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): df = next(chunks)
+            yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
+    except StopIteration: return
+    except (ValueError, LookupError, pd.errors.ParserWarning) as e:
+        raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(
@@ -191,8 +193,8 @@ def text_vocab(
     "Vocabulary of a corpus on top of a pretrained one; the same on every machine"
     counts,special = toks if isinstance(toks, dict) else Counter(t for o in toks for t in o),defaults.text_spec_tok
     own = sorted(sorted(t for t,c in counts.items() if c >= min_freq), key=counts.get, reverse=True)          # equal counts stay in alphabetical order
-    both = list(dict.fromkeys([*(pretrained or special), *own]))
-    return both if len(both) <= max_vocab else list(dict.fromkeys([*special, *own, *pretrained]))[:max_vocab]
+    both = uniqueify([*(pretrained or special), *own])
+    return both if len(both) <= max_vocab else uniqueify([*special, *own, *pretrained])[:max_vocab]
 
 # %% ../nbs/02_data.ipynb #45c1eb7b
 class PadChunks(Pad_Chunk):

@@ -8,7 +8,7 @@ __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_w
 # %% ../nbs/07_predict.ipynb #8b648d48
 from fastai.text.all import *
 from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
-from .data import _csv
+from .data import _csv, _strings
 from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import _all_ids, get_tokenizer
@@ -28,9 +28,9 @@ def _reading(learn):
 
 def _ids(learn, texts):
     "Ids of texts, tokenized by the learner's own rules, as in training"
-    ds,mine = learn.dls.train_ds,about(learn)
-    if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers and shows no tokenizer: build its DataLoaders with text_dls or TextDataLoaders')
-    if odd := [o for o in (*ds.tls[0].tfms.fs[1:], *learn.dls.train.after_item.fs) if not isinstance(o, (Tokenizer, Numericalize, ToTensor)) and o.name != 'reverse_text']:
+    dl,ds,mine = learn.dls.train,learn.dls.train_ds,about(learn)
+    if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers: build its DataLoaders with text_dls or TextDataLoaders')
+    if odd := [o for o in (*ds.tls[0].tfms.fs[1:], *dl.after_item.fs) if not isinstance(o, (Tokenizer, Numericalize, ToTensor)) and o.name != 'reverse_text']:
         raise ValueError(f'This learner changes its texts by {odd}, which is not repeated here: take learn.get_preds(dl=learn.dls.test_dl(texts))')
     num = getattr(getattr(ds, 'numericalize', None), 'o2i', None)
     if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
@@ -40,7 +40,7 @@ def _ids(learn, texts):
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
     if isinstance(texts, pd.DataFrame): texts = CorpusText(None, listify(text_col) or text_columns(learn) or ['text']).texts(texts)
-    if bad := {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, str)}: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
+    _strings(texts)
     return list(texts)
 
 def predict(
@@ -60,26 +60,27 @@ def predict(
             with _reading(o) as (model,device):
                 ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
                 for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
-                    x,ends = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx),[len(ids[i]) for i in (b[0], b[-1])]
-                    if len({-(-o//model[0].bptt) for o in ends}) == 1 and x.shape[1] <= (model[0].max_len or math.inf): x = x[:, :ends[0]]            # as many windows each, all of them pooled: all may end with the longest
+                    x,longest,shortest = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx),len(ids[b[0]]),len(ids[b[-1]])
+                    # as many windows each, all of them pooled: all may end with the longest
+                    if x.shape[1] - model[0].bptt < shortest and x.shape[1] <= (model[0].max_len or math.inf): x = x[:, :longest]
                     probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
     label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs] if several else [classes[i] for i in probs.argmax(1)]
-    return pd.concat([pd.DataFrame(dict(label=label), index=texts.index), pd.DataFrame(probs, columns=['label_' if o == 'label' else o for o in classes], index=texts.index)], axis=1)
+    return pd.DataFrame({'label': label} | {'label_' if c == 'label' else c: p for c,p in zip(classes, probs.T)}, texts.index)
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
 def _classifier(weights, meta, file, tok, device):
-    if [meta.get(k) for k in ('kind', 'arch')] != ['classifier', 'AWD_LSTM'] or not {'vocab', 'config'} <= {*meta}: raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {meta.get("kind")}, {meta.get("arch")}')
-    if 'categories' in meta: raise ValueError(f'{file} reads columns beside the text, {[*meta["categories"], *meta["numbers"]]}: build the learner with add_columns and join_columns, and load it with load_text_model')
-    if tok is None and not (str(meta['tokenizer']).startswith('spaCy ') and isinstance(meta['rules'], str)): raise ValueError(f'{file} was made with the tokenizer {meta["tokenizer"]}, rules {meta["rules"]}: give it by tok=get_tokenizer(tok=...)')
-    tok = tok or get_tokenizer(meta['tokenizer'][6:], meta['rules'])
-    text_col,classes = meta.get('text_col') or ['text'],meta['classes']
-    label_col = classes if meta['several'] else ['label']
-    tfms = text_tfms(None, tok, meta['vocab'], text_col, meta['backwards'], None, label_col, classes, meta['several'])
-    row = pd.DataFrame([{**dict.fromkeys(text_col, ''), **dict.fromkeys(label_col, 0 if meta['several'] else classes[0])}])         # fastai wants a row to begin with
-    dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=meta['seq_len'], backwards=meta['backwards'], device=device)
+    kind,arch,vocab,config,name,rules,classes,several,seq_len = map(meta.get, 'kind arch vocab config tokenizer rules classes several seq_len'.split())
+    if (kind, arch) != ('classifier', 'AWD_LSTM') or None in (vocab, config): raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {kind}, {arch}')
+    if 'categories' in meta: raise ValueError(f'{file} reads columns beside the text, {[*meta["categories"], *meta["numbers"]]}: load it by load_text_model')
+    if tok is None and not (str(name).startswith('spaCy ') and isinstance(rules, str)):
+        raise ValueError(f'{file} was made with the tokenizer {name}, rules {rules}: give it by tok=get_tokenizer(tok=...)')
+    text_col,label_col = meta.get('text_col') or ['text'],classes if several else ['label']
+    tfms = text_tfms(None, tok or get_tokenizer(name[6:], rules), vocab, text_col, meta['backwards'], None, label_col, classes, several)
+    row = pd.DataFrame([dict.fromkeys(text_col, '') | dict.fromkeys(label_col, 0 if several else classes[0])])         # fastai wants a row to begin with
+    dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
     lins = [len(v) for k,v in sorted(weights.items()) if re.fullmatch(r'1\.layers\.\d+\.\d+\.weight', k) and v.dim() == 2][:-1]                    # of the head
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, config=meta['config'], pretrained=False, seq_len=meta['seq_len'], max_len=meta.get('max_len', 1440), lin_ftrs=lins)
-    if meta['several']: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, seq_len, config, pretrained=False, max_len=meta.get('max_len', 1440), lin_ftrs=lins)
+    if several: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
     _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)
     return learn
@@ -107,7 +108,8 @@ def predict_csv(
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
     with replacing(out) as tmp:
-        for i,df in enumerate(_csv(source, encoding, chunksize=rows, skip_blank_lines=False)): predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
+        for i,df in enumerate(_csv(source, encoding, chunksize=rows, skip_blank_lines=False)):
+            predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
     return Path(out)
 
 # %% ../nbs/07_predict.ipynb #80657059
@@ -120,8 +122,8 @@ def decode_tokens(
     for t in it:
         if t in (TK_MAJ, TK_UP): mark = t; continue
         n,w = (next(it, ''),next(it, '')) if t in (TK_REP, TK_WREP) else ('1', t)
-        if not n.isdecimal() or int(n) > 100: words = [n, w]                                      # a model may write anything behind the mark
-        else: words = [w*int(n)] if t == TK_REP else [w]*int(n)
+        # a model may write anything behind the mark
+        words = [n, w] if not n.isdecimal() or int(n) > 100 else [w*int(n)] if t == TK_REP else [w]*int(n)
         if mark and words: words[0],mark = words[0].upper() if mark == TK_UP else words[0].capitalize(),None
         res += [o for o in words if o]
     return res
@@ -149,11 +151,13 @@ def generate(
     seed:int=None # of the drawing; default torch's state
 ) -> list: # `n` strings
     "Let a language model write; its hidden state is carried from word to word"
-    for k,v,least,most in [('temperature', temperature, 0, math.inf), ('top_k', top_k, 1, math.inf), ('top_p', top_p, 0, 1), ('min_p', min_p, 0, 1), ('n_words', n_words, 1, math.inf), ('n', n, 1, math.inf)]:
-        if not (v is None or isinstance(v, numbers.Integral if least else numbers.Real) and least <= v <= most): raise ValueError(f'{k}={v!r} must be {"a whole number" if least else "a number"}, at least {least}' + f' and at most {most}'*(most == 1))
+    for k,v in dict(n_words=n_words, n=n, top_k=top_k).items():
+        if not (v is None or isinstance(v, numbers.Integral) and v >= 1): raise ValueError(f'{k}={v!r} must be a whole number, at least 1')
+    for k,v,most in ('temperature', temperature, math.inf), ('top_p', top_p, 1), ('min_p', min_p, 1):
+        if not (v is None or isinstance(v, numbers.Real) and 0 <= v <= most): raise ValueError(f'{k}={v!r} must be a number, at least 0 and at most {most}')
     if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
-    vocab,start,back,res = words_of(learn),_ids(learn, [text])[0],about(learn)['backwards'],[]
-    if back and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
+    vocab,start,turn,res = words_of(learn),_ids(learn, [text])[0],-1 if about(learn)['backwards'] else 1,[]
+    if turn < 0 and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
     banned = [i for i,o in enumerate(vocab) if o.lstrip('▁') in (UNK, PAD, 'xxfake')]
     with _reading(learn) as (model,device):
         gen = None if seed is None else torch.Generator(device).manual_seed(seed)
@@ -163,4 +167,4 @@ def generate(
             logits[:, banned] = -float('inf')
             x = torch.multinomial(next_words(logits, temperature, top_k, top_p, min_p), 1, generator=gen)
             res.append(x[:, 0].tolist())
-    return [' '.join(decode_tokens([vocab[i] for i in (*start, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))][::-1 if back else 1])) for o in zip(*res)]
+    return [' '.join(decode_tokens([vocab[i] for i in (*start, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))][::turn])) for o in zip(*res)]

@@ -13,8 +13,7 @@ from fastai.text.all import *
 # %% ../nbs/api/rules.ipynb #c5898011
 def fix_entities(x):
     "`fix_html` for whole entities alone: `camp;` stays what it is"
-    x = re.sub(r'<br\s*/?>', '\n', x).replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …')
-    return html.unescape(x)
+    return html.unescape(re.sub(r'<br\s*/?>', '\n', x).replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …'))
 
 def replace_letters(t):
     "`replace_rep` for all but digits: `2000` stays a year"
@@ -22,12 +21,11 @@ def replace_letters(t):
 
 def replace_caps(t):
     "`replace_all_caps` and `replace_maj` for the capitals of every alphabet"
-    def one(m):
-        w = m[0]
+    def one(w):
         if not w[0].isupper(): return w
         mark = TK_UP if not any(o.islower() for o in w) else TK_MAJ if not any(o.isupper() for o in w[1:]) else None
-        return f'{mark} {w.lower()}' if mark and len(w) > 1 else w.lower() if mark else w
-    return re.sub(r'\S+', one, t)
+        return w if mark is None else f'{mark} {w.lower()}' if len(w) > 1 else w.lower()
+    return re.sub(r'\S+', lambda m: one(m[0]), t)
 
 rule_sets = MappingProxyType(dict(
     fastai=(fix_html, replace_rep, replace_wrep, spec_add_spaces, rm_useless_spaces, replace_all_caps, replace_maj, lowercase),

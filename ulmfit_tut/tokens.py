@@ -10,7 +10,7 @@ import gc, hashlib, itertools, multiprocessing, os, sys
 from fastai.text.all import *
 from concurrent.futures import ProcessPoolExecutor       # after fastai, which has another of this name
 from .chunks import ChunkTokenizer, _Numbers, _number
-from .data import read_text
+from .data import _strings, read_text
 from .rules import rule_sets
 
 # %% ../nbs/api/tokens.ipynb #d35ee403
@@ -30,19 +30,19 @@ def get_tokenizer(
     if isinstance(rules, str): rules = rule_sets[ChunkTokenizer(rules).rules]             # it knows the names, and reads nothing yet
     try: return TokenizeWithRules(WordTokenizer(lang) if tok is None else tok, rules)
     except (ImportError, AttributeError) as e:                                            # spaCy's Chinese takes no special tokens
-        raise ImportError(f'spaCy has no tokenizer {lang!r} that works here ({e}): install what it asks for, take lang="xx", which knows blanks and punctuation, or pieces of words by tok=') from None
+        raise ImportError(f'spaCy has no tokenizer {lang!r} that works here ({e}): install what it wants, take lang="xx", or pieces of words by tok=') from None
 
 # %% ../nbs/api/tokens.ipynb #7d1f0c32
 @functools.lru_cache(8)
 def _pieces(sp):
     "Digest of SentencePiece's pieces, their scores and its normal form, wherever it was trained"
-    return hashlib.sha256(json.dumps([sp.EncodeAsPieces(' Ａﬁ  é'), *((sp.IdToPiece(i), sp.GetScore(i)) for i in range(sp.GetPieceSize()))]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([sp.EncodeAsPieces(' Ａﬁ  é'), *((sp.IdToPiece(i), sp.GetScore(i)) for i in range_of(sp))]).encode()).hexdigest()[:12]
 
 def tokenizer_names(tok) -> tuple: # of the tokenizer (SentencePiece's with a digest of its pieces), and of its rules: in `rule_sets`, or each of them
     "What files say of a tokenizer, as `get_tokenizer` gives it or inside fastai's `Tokenizer`; `None` twice for none"
     if tok is None: return None,None
-    tok,rules = (tok.tok,tuple(tok.rules)) if isinstance(tok, Tokenizer) else (tok,())
-    if isinstance(tok, TokenizeWithRules): tok,rules = tok.tok,tuple(tok.rules)
+    rules = ()
+    while isinstance(tok, (Tokenizer, TokenizeWithRules)): tok,rules = tok.tok,tuple(tok.rules)
     if isinstance(tok, ChunkTokenizer): return 'spaCy en',tok.rules
     name,sp = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__,getattr(tok, 'tok', None)
     if hasattr(sp, 'IdToPiece'): name += f' #{_pieces(sp)}'
@@ -54,8 +54,8 @@ def text_digests(texts) -> bytes: # 16 bytes a text
 
 def file_stats(files) -> np.ndarray: # a row a file: size, number, clock of its content and of its entry, in ns
     "What tells whether files have changed"
-    what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, files))
-    return np.fromiter(map((2**63 - 1).__and__, itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)         # 100,000 tuples would set Python's garbage collector to work
+    what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, files))      # 100,000 tuples would set the garbage collector to work
+    return np.fromiter(map((2**63 - 1).__and__, itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)
 
 class _Work:
     "Texts of one process as numbers; the name of a number goes with the first block that has it"
@@ -70,22 +70,23 @@ class _Work:
         if names is not self.names: self.names,self.sent = names,np.zeros(0, int)                # the numbers start again
         new = np.setdiff1d(np.flatnonzero(np.bincount(ids)), self.sent, assume_unique=True)
         self.sent = np.append(self.sent, new)
-        return os.getpid(),ids,lens,new,[names[i] for i in new.tolist()],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
+        return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
 
 def _start(*how):
     global _work
-    gc.freeze(); gc.set_threshold(100_000)                # what was made before the fork is not looked through again, and stays shared; what comes is lists of strings
+    gc.freeze(); gc.set_threshold(100_000)      # what was made before the fork is not looked through again, and stays shared; then come lists of strings
     _work = _Work(*how)
 
 def _run(items): return _work(items)
 
 def _file(o, root): return f'{root}/{o}' if root is not None else o if isinstance(o, Path) else None
 
+def _stretches(ends, size): return itertools.pairwise([0, *(1 + np.flatnonzero(np.diff(ends//size))).tolist(), len(ends)])      # starts and ends
+
 def _blocks(items, root, sizes=None):
     "Some hundred texts each, fewer where they are long: what a process holds does not grow with its texts"
     ends = np.cumsum([os.path.getsize(f) if (f := _file(o, root)) else len(o) for o in items] if sizes is None else sizes) + 2048*np.arange(1, len(items) + 1)
-    cuts = 1 + np.flatnonzero(np.diff(ends//2**21))
-    return [items[a:b] for a,b in itertools.pairwise([0, *cuts.tolist(), len(items)])]
+    return [items[a:b] for a,b in _stretches(ends, 2**21)]
 
 def encode_texts(
     items:list, # strings, or `Path`s of files
@@ -94,28 +95,28 @@ def encode_texts(
     progress:bool=None, # a bar over the blocks; default from 5,000 texts
     encoding:str='utf8', # of files
     root:Path=None, sizes=None # folder: `items` are names of files in it, whose sizes may be known
-): # yields for each block: ids, tokens in each text, the tokens that get the next ids, texts that spaCy read whole, a digest of each text, `file_stats` once its files were read
+): # yields for each block ids, tokens in each text, tokens of the next ids, texts that spaCy read whole, a digest of each text, `file_stats` after it was read
     "Texts as numbers, in order, with bounded memory; `TypeError` for what is no text"
-    if bad := [i for i,o in enumerate(items) if not isinstance(o, (str, Path))][:5]: raise TypeError(f'Texts {bad} are no strings but {[type(items[i]).__name__ for i in bad]}: leave them out, or write them as text')
+    _strings(items, (str, Path))
     if tok is None or isinstance(tok, Tokenizer): tok = get_tokenizer(tok=tok)
     if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
-    if isinstance(getattr(tok, 'tok', None), WordTokenizer): tok.tok.pipe.__self__.max_length = sys.maxsize              # spaCy's million characters are meant for its models
+    if isinstance(getattr(tok, 'tok', None), WordTokenizer): tok.tok.pipe.__self__.max_length = sys.maxsize    # spaCy's million characters are for its models
     blocks = _blocks(items, root, sizes)
     if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)
     bar = partial(progress_bar, total=len(blocks), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
     if n_workers > 1 and isinstance(tok, ChunkTokenizer):
-        tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                               # of our own: another thread may hold the lock of the one that is forked
-        tok.encode([''])                                                                              # reads spaCy's tables, once for all
+        tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                # of our own: another thread may hold the lock of the one that is forked
+        tok.encode([''])                                                               # reads spaCy's tables, once for all
     def results():
-        if n_workers < 2: yield from map(_Work(tok, encoding, root), blocks); return
-        with ProcessPoolExecutor(n_workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else None), _start, (tok, encoding, root)) as ex:      # fastai is long to import in a new process
+        # `fork`, for fastai is long to import in a new process
+        with ProcessPoolExecutor(n_workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else None), _start, (tok, encoding, root)) as ex:
             todo = []
             for b in blocks:
                 todo.append(ex.submit(_run, b))
                 if len(todo) > 2*n_workers: yield todo.pop(0).result()
             while todo: yield todo.pop(0).result()
     table,known = {},defaultdict(lambda: np.zeros(0, np.int32))                                       # tokens' numbers here, and by process of its numbers
-    for process,ids,lens,at,names,*rest in bar(results()):
+    for process,ids,lens,at,names,*rest in bar(results() if n_workers > 1 else map(_Work(tok, encoding, root), blocks)):
         new = sorted(t for t in names if t not in table)                                              # the same with any number of workers
         table.update(zip(new, itertools.count(len(table))))
         here = known[process] = np.append(known[process], np.zeros(max(0, at.max(initial=-1) + 1 - len(known[process])), np.int32))

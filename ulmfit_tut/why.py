@@ -12,13 +12,14 @@ from .predict import _ids, _reading, _texts, decode_tokens, predict
 
 # %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
-    "Positions of the tokens of each word: its marks go with it, the sign of the start is none, and a piece without SentencePiece's `▁` belongs to the word before"
+    "Positions of the tokens of each word: its marks go with it, the start is none, and a piece without SentencePiece's `▁` belongs to the word before"
     res,pieces,plain = [[]],any(t[:1] == '▁' for t in toks),[t.lstrip('▁') for t in toks]
     for i,t in enumerate(toks):
         if plain[i] in (BOS, EOS, PAD): continue
         if pieces and t[:1] != '▁' and len(res) > 1 and not res[-1]: res[-2].append(i); continue
         res[-1].append(i)
-        if decode_tokens([plain[j] for j in res[-1]]) and not {TK_REP, TK_WREP} & {plain[j] for j in res[-1][-2:]}: res.append([])          # a mark of repetition, a number, the word
+        # a mark of repetition, a number, the word
+        if decode_tokens([plain[j] for j in res[-1]]) and not {TK_REP, TK_WREP} & {plain[j] for j in res[-1][-2:]}: res.append([])
     return [o for o in res if o]
 
 def why(
@@ -28,7 +29,7 @@ def why(
     bs:int=64, # versions of a text that are read at once; the scores do not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
 ) -> pd.DataFrame: # a row a word: `text`, its place from 0; `label`; `word` as the network reads it; `score` in log-odds, above 0 where it speaks for the label
-    "What each word is worth for a class: the log-odds that are lost when it becomes `xxunk` (occlusion, Zeiler & Fergus 2014). Reads a text as often as it has words; `ValueError` if it has none"
+    "What each word is worth: the log-odds lost when it is `xxunk` (Zeiler & Fergus 2014). Reads a text as often as it has words; `ValueError` if it has none"
     if is_listy(learn): raise TypeError('Each classifier has reasons of its own: explain them one by one')
     probs = predict(learn, texts, bs, text_col).iloc[:, 1:].to_numpy()                           # what is no text and no classifier fails here
     classes,several = itemgetter('classes', 'several')(_kind(learn))
@@ -37,7 +38,7 @@ def why(
     with _reading(learn) as (model,device):
         all_ids = [o[::turn] for o in _ids(learn, _texts(learn, [texts] if isinstance(texts, str) else texts, text_col))]
         words = [_words([vocab[i] for i in o]) for o in all_ids]
-        if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty or "of an empty list"} hold no word that could be a reason: leave them out')
+        if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
             c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
             for b in chunked([[], *at], bs):
