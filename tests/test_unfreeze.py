@@ -147,6 +147,13 @@ def test_out_of_memory(corpus, tmp_path, of):
     less.add_cb(GradientAccumulation(4))
     assert len(fit_stages(less, stages, file=file)[0]) == 5
 
+def test_out_of_memory_before_the_first_batch(corpus):
+    class Full(Callback):
+        def before_fit(self): raise torch.OutOfMemoryError('CUDA out of memory')
+    learn = learner(corpus, 'classifier')
+    with pytest.raises(torch.OutOfMemoryError, match='call fit_stages again'), learn.added_cbs(Full()): fit_stages(learn, stages)
+    assert len(fit_stages(learn, stages[:1])[0]) == stages[0].epochs
+
 class OnCPU(MixedPrecision):
     "`to_bf16`, for a CPU"
     def before_fit(self): self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), None, []

@@ -173,7 +173,7 @@ def fit_stages(
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:
                 if not re.search("out of memory|can't allocate memory", str(e), re.I): raise                 # of a GPU, of a CPU
-                bs,*_ = shape = tuple(getattr(first(learn.xb), 'shape', ())) or (1,)
+                bs,*_ = shape = tuple(getattr(first(getattr(learn, 'xb', ())), 'shape', ())) or (1,)
                 how = f'make DataLoaders with bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'cut the texts'
                 raise torch.OutOfMemoryError(f'Out of memory in stage {i} at shape {shape}, texts x tokens: {how}, and call fit_stages again ({e})') from None
             if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates (now {learn.opt.hypers[-1]["lr"]:.2g}), or clean the data')
