@@ -168,7 +168,7 @@ def _fetch(url, *files, kind='data', instead='source="mini"'):
     "Files of a folder that fastai fetches, or finds; of none, the folder"
     try: return [(untar_data(url, c_key=kind)/o).resolve(strict=True) for o in files or ['']]
     except Exception as e:
-        raise FileNotFoundError(f'{url} was not fetched: lay {", ".join(files) or "it"} in {fastai_cfg().path(kind)/Path(url).stem}, or use {instead}') from e
+        raise FileNotFoundError(f'{url} not fetched: lay {" and ".join(files) or "it"} in {fastai_cfg().path(kind)/Path(url).stem}, or use {instead}') from e
 
 def _csv(f, encoding, **kwargs):
     "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
