@@ -64,9 +64,9 @@ whole() { recent $(BIN)/python && $(BIN)/python -c 'import sys; sys.exit(sys.pre
   $(BIN)/python -m pip --version >/dev/null 2>&1 && \
   { [ ! -e $(VENV)/.made-in ] || [ "$$(cat $(VENV)/.made-in)" = "$$here" ]; }; }; \
 if ! whole; then \
-  py=; for p in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do if recent "$$p"; then py=$$p; break; fi; done; \
+  py=; for p in $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3); do if recent "$$p"; then py=$$p; break; fi; done; \
   if [ -z "$$py" ]; then \
-    say "No Python 3.11 or newer: tried $(or $(PYTHON),python3.13 python3.12 python3.11 python3)." \
+    say "No Python 3.11 or newer: tried $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3)." \
         "Install one, or say where it is: make $(firstword $(MAKECMDGOALS)) PYTHON=/path/to/python3"; exit 1; fi; \
   if ! "$$py" -c 'import venv, ensurepip' 2>/dev/null; then \
     say "$$py cannot make virtual environments: its venv or ensurepip module is missing." \

@@ -58,8 +58,8 @@ def tokenizer_key(tok) -> dict: # what decides its tokens
     if isinstance(tok, ChunkTokenizer): return dict(tok='spaCy en', rules=tok.rules, **versions)
     def ident(o):
         if isinstance(o, WordTokenizer): return f'spaCy {o.pipe.__self__.lang} {_sha(o.special_toks)[:8]}'
-        if inspect.isbuiltin(o) or inspect.ismethoddescriptor(o): return o.__qualname__
         if isinstance(o, partial): return _sha(ident(o.func), hashlib.sha256(pickle.dumps((o.args, o.keywords))).hexdigest())
+        if inspect.isbuiltin(o) or inspect.ismethoddescriptor(o): return o.__qualname__
         try: return _sha(*map(inspect.getsource, [o] if inspect.isroutine(o) else type(o).__mro__[:-1]), hashlib.sha256(pickle.dumps(o)).hexdigest())
         except (OSError, TypeError, AttributeError, pickle.PicklingError) as e:
             raise ValueError(f'{o!r} cannot be told from its like ({e}): put it in a module, as a function or a class whose state pickles') from None
