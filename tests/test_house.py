@@ -81,6 +81,16 @@ def test_a_downloaded_chapter_runs():
         assert not odd, (f.name, odd)
         if "sys.path.append('../bench')" in code: assert 'wants a clone' in text(f), f.name
 
+def test_memory_as_measured():
+    "The memory that a chapter's table promises is what bench/pages.py has measured"
+    measured = {o['page']: o['MB'] for o in json.loads(text(root/'bench/results/pages.json'))['rows']}
+    assert {*measured} == {'import'} | {f.stem for pat in ('*.ipynb', 'api/*.ipynb') for f in (root/'nbs').glob(pat)}
+    limits = {'a gigabyte': (0, 1280), 'a gigabyte and a half': (1280, 1792)}
+    for f in sorted((root/'nbs').glob('[01]*.ipynb')):
+        m = re.search(r'^\| run \| machine \| time \| memory \|.*\n\|[-|]+\n\|[^|]+\|[^|]+\|[^|]+\| ([^|]+) \|', '\n'.join(''.join(o['source']) for o in json.loads(text(f))['cells']), re.M)
+        low, high = limits[m[1]]
+        assert low <= measured[f.stem] < high, (f.name, m[1], measured[f.stem])
+
 def test_import_patches_nothing():
     "Importing every module leaves the classes and functions of fastai and fastcore, the random state and the threads alone."
     names = ['.'.join(p.relative_to(root).with_suffix('').parts).removesuffix('.__init__') for p in modules]
