@@ -1,5 +1,6 @@
 """Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
 import subprocess, sys, time, warnings
+from copy import deepcopy
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F1Score, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
@@ -10,7 +11,7 @@ from ulmfit_tut.data import PadChunks, get_texts
 from ulmfit_tut.encoder import save_text_model
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
-from ulmfit_tut.restore import clean_exit
+from ulmfit_tut.restore import clean_exit, model_weights
 from ulmfit_tut.unfreeze import Stage, classifier_stages, discriminative, fit_stages, lm_stages, paper_stages
 
 small = dict(emb_sz=8, n_hid=10, n_layers=3)
@@ -146,6 +147,14 @@ def test_out_of_memory(corpus, tmp_path, of):
     less = learner(corpus, 'classifier', bs=2)
     less.add_cb(GradientAccumulation(4))
     assert len(fit_stages(less, stages, file=file)[0]) == 5
+
+def test_windows_of_one_length(corpus):
+    "A classifier that reads other windows than its loaders pad for trains nothing: its short texts would end in padding"
+    dls = learner(corpus, 'classifier').dls
+    odd = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, 'emb_sz': 4, 'n_hid': 4, 'n_layers': 1}, pretrained=False, seq_len=dls.train.seq_len + 1)
+    before = deepcopy(model_weights(odd.model))
+    with pytest.raises(ValueError, match='make both with the same'): fit_stages(odd, stages)
+    assert all(torch.equal(v, before[k]) for k,v in model_weights(odd.model).items())
 
 def test_out_of_memory_before_the_first_batch(corpus):
     class Full(Callback):

@@ -49,6 +49,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_tut.batches._source': ('api/batches.html#_source', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.known_words': ('api/batches.html#known_words', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.pad_windows': ('api/batches.html#pad_windows', 'ulmfit_tut/batches.py'),
+                                    'ulmfit_tut.batches.same_windows': ('api/batches.html#same_windows', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.text_dls': ('api/batches.html#text_dls', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.text_tfms': ('api/batches.html#text_tfms', 'ulmfit_tut/batches.py')},
             'ulmfit_tut.chunks': { 'ulmfit_tut.chunks.ChunkTokenizer': ('api/chunks.html#chunktokenizer', 'ulmfit_tut/chunks.py'),

@@ -9,6 +9,7 @@ __all__ = ['encoder_of', 'words_of', 'text_columns', 'about', 'save_encoder', 'l
 # %% ../nbs/04_encoder.ipynb #d659af69
 import importlib.metadata
 from fastai.text.all import *
+from .batches import same_windows
 from .files import load_weights, save_weights
 from .lm import _backwards, read_vocab
 from .restore import model_weights
@@ -68,15 +69,14 @@ def _read(file, vocab):
 
 def _compare(file, meta, learn, more={}, match_vocab=False):
     "What one side does not show; `ValueError` where both show something else, `more` included"
-    mine,n = about(learn),getattr(get_model(learn.model)[0], 'bptt', None)
-    words,pads = mine.pop('vocab'),mine.pop('seq_len')
-    if n and pads not in (n, None): raise ValueError(f'The learner reads windows of seq_len={n}, its DataLoaders pad for {pads}: make both with the same')
-    both = {k: (meta.get(k, v), v) for k,v in (more | mine).items()}
+    same_windows(learn)
+    mine = about(learn)
+    both = {k: (meta.get(k, v), v) for k,v in (more | mine).items() if k not in ('vocab', 'seq_len')}
     if match_vocab: both['tokenizer'] = [o and o.partition(' #')[0] for o in both['tokenizer']]          # other pieces are other words
     unchecked = [k for k in ('tokenizer', 'rules', 'backwards') if None in both[k]]
     if differ := [f'{k} {a!r:.60} / {b!r:.60}' for k,(a,b) in both.items() if a != b and k not in unchecked]:
         raise ValueError(f'{file} / the learner: {"; ".join(differ)}: build the learner and its DataLoaders as the file says')
-    if not match_vocab and (differ := [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], words)) if a != b]):
+    if not match_vocab and (differ := [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], mine['vocab'])) if a != b]):
         raise ValueError(f'{len(differ)} words of {file} / the learner differ, {", ".join(differ[:3])} ...: give text_dls words_of(file), or match_vocab=True')
     # of a tokenizer of another kind only the class is known, not its state
     return unchecked + ['tokenizer']*(' ' not in (both['tokenizer'][1] or ' ') and 'tokenizer' not in unchecked)

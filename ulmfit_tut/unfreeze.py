@@ -7,6 +7,7 @@ __all__ = ['discriminative', 'Stage', 'classifier_stages', 'paper_stages', 'lm_s
 
 # %% ../nbs/05_unfreezing.ipynb #1088f577
 from fastai.text.all import *
+from .batches import same_windows
 from .files import load_weights, save_weights
 from .restore import clean_exit, model_weights
 
@@ -139,6 +140,7 @@ def fit_stages(
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
     "Freeze, fit one cycle, next; `ValueError` before any training if schedule or checkpoint do not fit; of callbacks it keeps no memory"
     if not isinstance(stages, (list, tuple, L)) or {*map(type, stages)} != {Stage}: raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
+    same_windows(learn)
     if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
     if learn.opt is None: learn.create_opt()
     hist,n = [],len(learn.opt.param_lists)
