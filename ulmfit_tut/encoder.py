@@ -70,8 +70,8 @@ def _read(file, vocab):
 def _compare(file, meta, learn, more={}, match_vocab=False):
     "What one side does not show; `ValueError` where both show something else, `more` included"
     same_windows(learn)
-    mine = about(learn)
-    both = {k: (meta.get(k, v), v) for k,v in (more | mine).items() if k not in ('vocab', 'seq_len')}
+    mine = {k: v for k,v in about(learn).items() if k != 'seq_len'}
+    both = {k: (meta.get(k, v), v) for k,v in (more | mine).items() if k != 'vocab'}
     if match_vocab: both['tokenizer'] = [o and o.partition(' #')[0] for o in both['tokenizer']]          # other pieces are other words
     unchecked = [k for k in ('tokenizer', 'rules', 'backwards') if None in both[k]]
     if differ := [f'{k} {a!r:.60} / {b!r:.60}' for k,(a,b) in both.items() if a != b and k not in unchecked]:
