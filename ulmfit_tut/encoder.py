@@ -64,7 +64,7 @@ def _read(file, vocab):
     start = next((o for o in ('', '0.', '0.module.') if f'{o}encoder.weight' in weights), None)          # an encoder, a language model, a classifier
     if start is None: raise ValueError(f'{file} holds something else than weights of an encoder: {", ".join(list(weights)[:3])} ...')
     weights = {k.removeprefix(start): v for k,v in weights.items() if k.startswith(start) and 'encoder_dp' not in k}
-    if len(weights['encoder.weight']) != len(meta['vocab']): raise ValueError(f'{file}: the rows and the {len(meta["vocab"])} words do not belong together')
+    if (n := len(weights['encoder.weight'])) != len(meta['vocab']): raise ValueError(f'{file}: {n} rows and {len(meta["vocab"])} words do not belong together')
     return weights,meta
 
 def _compare(file, meta, learn, more={}, match_vocab=False):
@@ -77,7 +77,7 @@ def _compare(file, meta, learn, more={}, match_vocab=False):
     if differ := [f'{k} {a!r:.60} / {b!r:.60}' for k,(a,b) in both.items() if a != b and k not in unchecked]:
         raise ValueError(f'{file} / the learner: {"; ".join(differ)}: build the learner and its DataLoaders as the file says')
     if not match_vocab and (differ := [f'{i}: {a!r} / {b!r}' for i,(a,b) in enumerate(zip_longest(meta['vocab'], mine['vocab'])) if a != b]):
-        raise ValueError(f'{len(differ)} words of {file} / the learner differ, {", ".join(differ[:3])} ...: give text_dls words_of(file), or match_vocab=True')
+        raise ValueError(f'{len(differ)} words of {file} / learner differ, {", ".join(differ[:3])} ...: use words_of(file), or load_encoder(match_vocab=True)')
     # of a tokenizer of another kind only the class is known, not its state
     return unchecked + ['tokenizer']*(' ' not in (both['tokenizer'][1] or ' ') and 'tokenizer' not in unchecked)
 
