@@ -6,6 +6,7 @@ from ulmfit_tut import data
 from ulmfit_tut.batches import CorpusText, text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts, mini_reviews, mini_reviews_df, read_text, text_vocab, texts_from_df, texts_from_folder
+from ulmfit_tut.tokens import tokenize
 
 @pytest.fixture
 def folder(tmp_path):
@@ -64,6 +65,11 @@ def test_unreadable_bytes(folder):
     f = folder/'train/bad/0.txt'; f.write_bytes('caf\xe9'.encode('latin-1'))
     fails(lambda: get_texts(folder), f, 'encoding="latin-1"')
     assert 'café' in set(get_texts(folder, encoding='latin-1').text)
+
+def test_a_mark_of_windows_is_no_text(folder):
+    (folder/'train/bad/0.txt').write_text('one bad film', encoding='utf-8-sig')
+    df = get_texts(folder, read=False)
+    assert get_texts(folder).text[0] == read_text(folder/df.file[0]) == 'one bad film' and tokenize(folder/df.file[0])[0][1] == 'one'
 
 def test_columns():
     df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd', 'e', 'f'], label=['x', 'y']*3, part=['train']*4 + ['test']*2))

@@ -122,6 +122,8 @@ def test_a_class_called_label(short):
     got = predict(learn, ['A fine film'])
     assert list(got.columns) == ['label', 'label_', 'neg'] and abs(got.label_[0] + got.neg[0] - 1) < 1e-5
     with pytest.raises(ValueError, match='bs=0'): predict(learn, ['a'], bs=0)
+    both = predict(classifier(get_texts(short.assign(label=short.label.replace({'pos': 'label', 'neg': 'label_'})), split_col='part')), ['A fine film'])
+    assert list(both.columns) == ['label', 'label_', 'label__'] and abs(both.label_[0] + both.label__[0] - 1) < 1e-5
 
 def test_two_text_columns_and_several_labels(short, tmp_path):
     "The columns of training are those of prediction; fastai reads another column without a word (pains: D7)"
@@ -132,6 +134,9 @@ def test_two_text_columns_and_several_labels(short, tmp_path):
     again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
     pd.testing.assert_frame_equal(got, predict(again, raw.head(5)))
     with pytest.raises(ValueError, match="'title'"): predict(again, raw[['text']])
+    marked = [f'xxfld 1 {a} xxfld 2 {b}' for a, b in zip(raw.title.head(5), raw.text.head(5))]
+    pd.testing.assert_frame_equal(got.reset_index(drop=True), predict(again, marked))
+    with pytest.raises(ValueError, match=r"reads \['title', 'text'\]"): predict(again, [*marked, 'A fine film'])
 
 def test_backwards(df, texts, tmp_path):
     learn = classifier(df, backwards=True)

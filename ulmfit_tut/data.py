@@ -37,7 +37,7 @@ def mini_reviews(
 def read_text(f:Path, encoding:str='utf8') -> str: # line ends are `\n`, as Python reads them
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
-    try: text = data.decode(encoding)
+    try: text = data.decode(encoding).removeprefix('\ufeff')                 # with which Windows marks UTF-8
     except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="latin-1" or another') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 

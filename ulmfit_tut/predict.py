@@ -40,6 +40,7 @@ def _ids(learn, texts):
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
     if isinstance(texts, pd.DataFrame): texts = CorpusText(None, listify(text_col) or text_columns(learn) or ['text']).texts(texts)
+    elif (cols := text_columns(learn) or [])[1:] and not all(FLD in str(o) for o in texts): raise ValueError(f'The learner reads {cols}: give a table of them')
     _strings(texts)
     return list(texts)
 
@@ -48,7 +49,7 @@ def predict(
     texts, # a string, a list, a Series of texts (not a row of a table) or a DataFrame
     bs:int=128, # texts in a batch; the answer does not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
-) -> pd.DataFrame: # `label`, and a probability for each class (of a class `label` in `label_`); in the order given, with the index of a Series or DataFrame
+) -> pd.DataFrame: # `label`, a probability for each class (a class `label` or `label_` has one `_` more); in the order given, with the index of a table
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     learns = _together(learn)
     if not isinstance(bs, numbers.Integral) or bs < 1: raise ValueError(f'bs={bs!r} must be a whole number, at least 1')
@@ -65,7 +66,7 @@ def predict(
                     if x.shape[1] - model[0].bptt < shortest and x.shape[1] <= (model[0].max_len or math.inf): x = x[:, :longest]
                     probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
     label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs] if several else [classes[i] for i in probs.argmax(1)]
-    return pd.DataFrame({'label': label} | {'label_' if c == 'label' else c: p for c,p in zip(classes, probs.T)}, texts.index)
+    return pd.DataFrame({'label': label} | {re.sub('^(label_*)$', r'\1_', c): p for c,p in zip(classes, probs.T)}, texts.index)
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
 def _classifier(weights, meta, file, tok, device):
@@ -94,8 +95,8 @@ def load_classifier(
     if Path(file).is_dir(): file = Path(file)/'classifier.safetensors'
     weights,meta = load_weights(file, ('kind',))
     if 'models' not in meta: return _classifier(weights, meta, file, tok, device)
-    parts = [{k[len(f'{i}.'):]: v for k,v in weights.items() if k.startswith(f'{i}.')} for i in range(len(meta['models']))]
-    return _together([_classifier(w, m, file, tok, device) for w,m in zip(parts, meta['models'])])
+    part = lambda i: {k.removeprefix(i): v for k,v in weights.items() if k.startswith(i)}
+    return _together([_classifier(part(f'{i}.'), m, file, tok, device) for i,m in enumerate(meta['models'])])
 
 # %% ../nbs/07_predict.ipynb #631a705f
 def predict_csv(

@@ -61,7 +61,6 @@ def report(
     from jinja2 import Environment,PackageLoader,StrictUndefined
     from ulmfit_tut.files import replacing  # only here: it brings torch along
     env = Environment(loader=PackageLoader('ulmfit_tut', 'data_files'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    s = env.get_template('report.html').render(r=read_run(run), draw=_draw)
-    s = re.sub('[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '\N{REPLACEMENT CHARACTER}', s)
-    with replacing(Path(run)/'report.html') as tmp: tmp.write_bytes(s.encode())
+    s,odd = env.get_template('report.html').render(r=read_run(run), draw=_draw),'[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]'
+    with replacing(Path(run)/'report.html') as tmp: tmp.write_bytes(re.sub(odd, '\N{REPLACEMENT CHARACTER}', s).encode())
     return Path(run)/'report.html'
