@@ -81,6 +81,16 @@ def test_a_downloaded_chapter_runs():
         assert not odd, (f.name, odd)
         if "sys.path.append('../bench')" in code: assert 'wants a clone' in text(f), f.name
 
+def test_code_of_the_pages_needs_no_scrolling():
+    "What a page shows, and does not export, is 120 characters wide at most; a directive stands on one line, however long"
+    wide = []
+    for f in sorted((root/'nbs').rglob('*.ipynb')):
+        for i, c in enumerate(json.loads(text(f))['cells']):
+            src = ''.join(c['source'])
+            if c['cell_type'] == 'code' and not re.search(r'^#\| (hide|export)', src, re.M):
+                wide += [(f.name, i, l) for l in src.splitlines() if len(l) > 120 and not l.startswith('#|')]
+    assert not wide, wide[:5]
+
 def test_memory_as_measured():
     "The memory that a chapter's table promises is what bench/pages.py has measured"
     measured = {o['page']: o['MB'] for o in json.loads(text(root/'bench/results/pages.json'))['rows']}

@@ -57,7 +57,7 @@ def test_stock(short):
 def test_several_labels_and_two_columns(short):
     raw = short[short.part.ne('unsup')].assign(title=short.text.str[:9], good=short.label.eq('pos').astype(int), long=(short.text.str.len() > 60).astype(int))
     learn = classifier(get_texts(raw, text_col=['title', 'text'], label_col=['good', 'long'], split_col='part'))
-    check(learn, texts, several=True)
+    check(learn, [f'xxfld 1 {t[:9]} xxfld 2 {t}' for t in texts], several=True)
     rows = raw.head(2)
     pd.testing.assert_frame_equal(why(learn, rows, 'good'), why(learn, [f'xxfld 1 {a} xxfld 2 {b}' for a, b in zip(rows.title, rows.text)], 'good'))
 
