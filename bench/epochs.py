@@ -92,7 +92,7 @@ def one(corpus, vocab, sizes, enc, name, n, seed):
     seconds = time.time() - t
     with learn.no_bar(): probs,y = learn.get_preds()
     right = (probs.argmax(1) == y).numpy()
-    return dict(schedule=name, labels=n, seed=seed, accuracy=float(right.mean()), seconds=round(seconds, 1), right=np.packbits(right).tobytes().hex())
+    return dict(schedule=name, labels=n, seed=seed, accuracy=float(right.mean()), seconds=round(seconds, 1), right=np.packbits(right).tobytes().hex(), cpu=machine()['cpu'])
 
 def load(): return json.loads(out.read_text()) if out.exists() else dict(rows=[])
 
@@ -121,12 +121,12 @@ def collect():
     summary = []
     for n in sorted({r['labels'] for r in d['rows']}):
         for name in (*schedules, counts):
-            seeds = sorted({s for a,b,s in table if (a, b) == (name, n)} & {s for a,b,s in table if (a, b) == ('tutorial', n)})
+            seeds = sorted(s for a,b,s in table if (a, b) == (name, n))
             if not seeds: continue
-            mine,base = (np.array([table[o, n, s] for s in seeds]) for o in (name, 'tutorial'))
-            more = {} if name == 'tutorial' else dict(zip(('gain', 'low', 'high'), paired_difference(mine, base)))
+            mine,base = (np.array([table[o, n, s] for s in seeds if (o, n, s) in table]) for o in (name, 'tutorial'))
+            more = {} if name == 'tutorial' or len(mine) != len(base) else dict(zip(('gain', 'low', 'high'), paired_difference(mine, base)))
             summary.append(dict(labels=n, schedule=name, accuracy=float(mine.mean()), seeds=len(seeds), seconds=float(np.median([r['seconds'] for r in d['rows'] if (r['schedule'], r['labels']) == (name, n)])), **more))
-    change(lambda d: d.update(summary=summary, schedules=schedules, settings=dict(drop_mult=.3, seq_len=72, idle=N_IDLE, lm_texts=N_LM, last_words=LAST, start='wiki'), machine=machine(),
+    change(lambda d: d.update(summary=summary, schedules=schedules, settings=dict(drop_mult=.3, seq_len=72, idle=N_IDLE, lm_texts=N_LM, last_words=LAST, start='wiki'), machine=d.get('machine', machine()),     # of the first rows; later ones say theirs
                               date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; python bench/epochs.py collect'))
     print(pd.DataFrame(summary).round(3).to_string())
 
