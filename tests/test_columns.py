@@ -88,6 +88,9 @@ def test_what_training_had_missing(df):
     cats, conts = (c := Columns(df, 'shop', 'stars'))(pd.DataFrame(dict(shop=['Loch', None], stars=[np.nan, 5])))
     assert cats.tolist() == [[0, 2], [0, 1]] and c.decode(cats, conts).stars[0] == pytest.approx(df.stars.median())
 
+def test_a_number_that_never_varies(df):
+    with pytest.raises(ValueError, match="'year'.*all the same"): Columns(df.assign(year=2023.), [], 'year')
+
 @pytest.mark.parametrize('cats,conts,words', [(['shop', 'shop'], [], 'name a column once'), (['stars'], ['stars'], 'name a column once'), (['town'], [], 'name a column once'),
     ([], ['shop'], 'finite numbers'), (['label'], [], 'to be predicted')])
 def test_columns_that_cannot_be(corpus, cats, conts, words):

@@ -1,5 +1,6 @@
 """What makes a bad source: each a clear error before any work, with nothing written."""
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 import pandas as pd, pytest
 from fastai.text.all import URLs
 from ulmfit_tut import data
@@ -65,6 +66,21 @@ def test_unreadable_bytes(folder):
     f = folder/'train/bad/0.txt'; f.write_bytes('caf\xe9'.encode('latin-1'))
     fails(lambda: get_texts(folder), f, 'encoding="latin-1"')
     assert 'café' in set(get_texts(folder, encoding='latin-1').text)
+
+def test_capital_endings_and_another_folder_to_work_in(folder, monkeypatch):
+    (folder/'train/bad/9.TXT').write_text('one bad film')
+    monkeypatch.chdir(folder.parent)
+    df = get_texts(folder.name, read=False)
+    assert 'train/bad/9.TXT' in set(df.file)
+    corpus = text_corpus(df, cache='corpora')
+    monkeypatch.chdir('/')
+    assert len(text_corpus(df, cache=folder.parent/'corpora')) == len(df) and corpus.vocab()
+
+def test_threads_leave_warnings_alone(tmp_path):
+    pd.DataFrame(dict(text=[f'film {i}' for i in range(40)], label=['a', 'b']*20)).to_csv(tmp_path/'x.csv', index=False)
+    before = warnings.filters[:]
+    with ThreadPoolExecutor(6) as ex: assert {len(o) for o in ex.map(lambda _: get_texts(tmp_path/'x.csv'), range(12))} == {40}
+    assert warnings.filters == before
 
 def test_a_mark_of_windows_is_no_text(folder):
     (folder/'train/bad/0.txt').write_text('one bad film', encoding='utf-8-sig')

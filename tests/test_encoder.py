@@ -6,7 +6,7 @@ from ulmfit_tut import files
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
-from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model
+from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model, words_of
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
 from ulmfit_tut.restore import model_weights
@@ -205,6 +205,12 @@ def test_a_kill_leaves_the_old_file(corpus, vocab, enc, monkeypatch):
     monkeypatch.setattr(files.os, 'replace', full)
     with pytest.raises(OSError): save_encoder(clas_of(corpus, vocab), enc)
     assert enc.read_bytes() == before and [o.name for o in enc.parent.iterdir()] == [enc.name]
+
+def test_a_link_stays_one(corpus, vocab, tmp_path):
+    learn = lm_of(corpus, vocab)
+    (tmp_path/'link.safetensors').symlink_to(tmp_path/'real.safetensors')
+    save_encoder(learn, tmp_path/'link.safetensors')
+    assert (tmp_path/'link.safetensors').is_symlink() and words_of(tmp_path/'real.safetensors') == words_of(learn)
 
 def test_stock_classifier_in_a_file(short, tmp_path):
     "Whole numbers as labels, an order of classes of their own, a limit on the length: what stock learners have"

@@ -2,13 +2,14 @@
 import io
 from contextlib import redirect_stdout
 import pandas as pd, pytest
-from fastai.text.all import AWD_LSTM, SentencePieceTokenizer, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, text_classifier_learner
+from fastai.text.all import AWD_LSTM, SentencePieceTokenizer, SpacyTokenizer, TokenizeWithRules, awd_lstm_clas_config, defaults, awd_lstm_lm_config, language_model_learner, text_classifier_learner
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.encoder import about, load_encoder, load_text_model, save_encoder, save_text_model
+from ulmfit_tut.lm import pretrained_lm
 from ulmfit_tut.predict import decode_tokens, generate, load_classifier, predict
 from ulmfit_tut.rules import rule_sets
-from ulmfit_tut.tokens import get_tokenizer
+from ulmfit_tut.tokens import get_tokenizer, tokenize, tokenizer_names
 from ulmfit_tut.why import why
 
 sizes = dict(emb_sz=8, n_hid=10, n_layers=2)
@@ -48,6 +49,34 @@ def test_two_trainings_are_told_apart(tmp_path):
     assert res['unchecked'] == ['tokenizer'] and 0 < res['coverage'] < 1
     assert (clas.model[0].module.rnns[0].module.weight_ih_l0 == new.model[0].module.rnns[0].module.weight_ih_l0).all()
     with pytest.raises(ValueError, match="tokenizer 'SentencePieceTokenizer' / 'spaCy sr'"): load_encoder(learner(get_tokenizer('sr', 'corrected'), cache=tmp_path), enc, match_vocab=True)
+
+class Short(SpacyTokenizer):
+    "Words cut to four letters"
+    def __call__(self, items): return ([w[:4] for w in o] for o in super().__call__(items))
+
+class Common:
+    "A tokenizer that learns the common words, and counts how often it was made to"
+    n = 0
+    def setup(self, items, rules=None): self.n += 1; self.known = {w for o in items for w in o.split()}; return self
+    def __call__(self, items): return ([w if w in self.known else '?' for w in o.split()] for o in items)
+
+def test_a_tokenizer_that_is_trained_stays_so():
+    tok = get_tokenizer(tok=Common().setup(texts))
+    assert '?' in tokenize(['nov film.'], tok)[0] and tok.tok.n == 1
+
+def test_kinds_of_spacy_are_told_apart(tmp_path):
+    "By class, special tokens and what happens afterwards"
+    def cut(o): return [w[:3] for w in o]
+    plain, own = SpacyTokenizer('en'), SpacyTokenizer('en', special_toks=[*defaults.text_spec_tok, '<user>'])
+    names = [tokenizer_names(TokenizeWithRules(o)) for o in (plain, Short('en'), own)] + [tokenizer_names(TokenizeWithRules(plain, post_rules=[cut]))]
+    assert names[0] == ('spaCy en', 'fastai') and names[1][0] == 'Short' and names[2][0] == 'SpacyTokenizer' and names[3][1] != 'fastai'
+    df = pd.DataFrame(dict(text=texts, label='', part='unsup', is_valid=False))
+    a, b = (text_corpus(df, TokenizeWithRules(o), cache=tmp_path) for o in (plain, Short('en')))
+    assert a.path != b.path and b[1][:3] == [o[:4] for o in a[1][:3]]
+
+def test_a_language_model_wants_its_tokenizer():
+    assert pretrained_lm('wiki', tok=('spaCy en', 'corrected'))[1][:1] == ['xxunk']
+    with pytest.raises(ValueError, match="wiki does not fit here, tokenizer 'spaCy en' in place of 'spaCy de'"): pretrained_lm('wiki', tok=('spaCy de', 'fastai'))
 
 def letters(texts): return [list(o) for o in texts]
 

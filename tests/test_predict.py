@@ -2,7 +2,7 @@
 import subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, BCEWithLogitsLossFlat, Categorize, ColReader, ColSplitter, Datasets, F, Numericalize, SortedDL, SpacyTokenizer, TextDataLoaders, Tokenizer, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
+from fastai.text.all import (AWD_LSTM, BCEWithLogitsLossFlat, Callback, Categorize, ColReader, ColSplitter, Datasets, F, Numericalize, SortedDL, SpacyTokenizer, TextDataLoaders, Tokenizer, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
 from hypothesis import given, settings, strategies as st
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -261,14 +261,29 @@ def test_only_reading_is_blamed_on_the_encoding(df, tmp_path, monkeypatch):
 def test_a_learner_that_changes_its_texts(short):
     "`predict` tokenizes and numbers; what else a learner does to a text it does not repeat, and says so"
     own, tok = short.assign(is_valid=short.part.eq('test'))[short.label.ne('')], Tokenizer(SpacyTokenizer('en'))
-    def learner(*more, front=()):
-        tfms = [[ColReader('text'), *front, tok, Numericalize(min_freq=1), *more], [ColReader('label'), Categorize()]]
-        dls = Datasets(own, tfms, splits=ColSplitter()(own), dl_type=SortedDL).dataloaders(bs=8, before_batch=PadChunks(seq_len=16), device='cpu')
+    def learner(*more, front=(), get=ColReader('text'), batch=()):
+        tfms = [[get, *front, tok, Numericalize(min_freq=1), *more], [ColReader('label'), Categorize()]]
+        dls = Datasets(own, tfms, splits=ColSplitter()(own), dl_type=SortedDL).dataloaders(bs=8, before_batch=PadChunks(seq_len=16), after_batch=list(batch), device='cpu')
         return strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16))
     assert len(predict(learner(), own[:3])) == 3
     def shout(x): return x.upper()
-    for learn in (learner(lambda x: x[:5]), learner(front=[shout])):
+    for learn in (learner(lambda x: x[:5]), learner(front=[shout]), learner(get=lambda r: r.text[:9]), learner(batch=[lambda b: b])):
         with pytest.raises(ValueError, match='changes its texts by'): predict(learn, own[:3])
+
+def test_writing_in_the_middle_of_an_epoch(df):
+    "Training goes on as if nobody had asked: with its hidden state, and with what was in training"
+    class Asks(Callback):
+        run_valid = False
+        def before_batch(self): generate(self.learn, 'The film', 3, seed=1)
+    plain, asked = lm(df), lm(df)
+    for learn, cbs in ((plain, []), (asked, [Asks()])):
+        set_seed(1)
+        with learn.no_logging(): learn.fit(1, 1e-3, cbs=cbs)
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), asked.model.parameters()))
+    asked.model.train()
+    asked.model[0].rnns[0].eval()
+    generate(asked, 'The film', 3)
+    assert asked.model.training and not asked.model[0].rnns[0].training and asked.model[0].rnns[1].training
 
 def test_a_head_of_another_width(df, tmp_path):
     "One output for two classes, as for a yes or no in stock fastai, is not spread over both"

@@ -1,9 +1,9 @@
 """Stages that go on where they stopped, bit for bit, and learners that survive whatever stops them."""
-import subprocess, sys, time, warnings
+import random, subprocess, sys, time, warnings
 from copy import deepcopy
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F1Score, GradientAccumulation, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F, F1Score, FocalLossFlat, GradientAccumulation, LabelSmoothingCrossEntropyFlat, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -107,6 +107,35 @@ def test_state_of_another_run_is_refused(corpus, short, tmp_path):
     changed = learner(corpus, 'classifier')
     changed.model[0].module.hidden_dps[0].p = .01
     refused(changed, stages[:1], 'dropout')
+
+def less(x, y): return F.cross_entropy(x, y)
+def more(x, y): return 2*F.cross_entropy(x, y)
+
+@pytest.mark.parametrize('a,b', [(LabelSmoothingCrossEntropyFlat(eps=.1), LabelSmoothingCrossEntropyFlat(eps=.6)), (FocalLossFlat(gamma=.5), FocalLossFlat(gamma=5)),
+    (partial(F.cross_entropy, label_smoothing=.1), partial(F.cross_entropy, label_smoothing=.9)), (less, more)])
+def test_another_loss_of_the_same_kind_is_refused(corpus, tmp_path, a, b):
+    one, same, other = (learner(corpus, 'classifier') for _ in range(3))
+    one.loss_func = same.loss_func = a
+    other.loss_func = b
+    hist, _ = fit_stages(one, stages[:1], file=tmp_path/'s.safetensors')
+    pd.testing.assert_frame_equal(fit_stages(same, stages[:1], file=tmp_path/'s.safetensors')[0], hist)
+    with pytest.raises(ValueError, match='another run, checkpoint / now: loss'): fit_stages(other, stages[:1], file=tmp_path/'s.safetensors')
+
+def test_the_other_direction_is_refused(corpus, tmp_path):
+    learn = learner(corpus, 'classifier')
+    fit_stages(learn, stages[:1], file=tmp_path/'s.safetensors')
+    learn.dls = text_dls(corpus, corpus.vocab(), bs=4, seq_len=8, backwards=True, device='cpu')
+    with pytest.raises(ValueError, match='another run, checkpoint / now: train'): fit_stages(learn, stages[:1], file=tmp_path/'s.safetensors')
+
+def test_random_numbers_go_on_as_before(corpus):
+    "A loop around the stages that draws anew draws anew"
+    learn, drawn = learner(corpus, 'classifier'), []
+    set_seed(5)
+    for _ in range(2):
+        drawn += [(np.random.rand(), float(torch.rand(1)), random.random())]
+        fit_stages(learn, stages[:1])
+    set_seed(5)
+    assert drawn == [(np.random.rand(), float(torch.rand(1)), random.random()) for _ in range(2)]
 
 def test_nan_is_told_whoever_stops(corpus):
     "fastai's callback for NaN ends a fit without a word; the stages end with one, and the weights are those before"
@@ -323,6 +352,10 @@ def test_other_learners(tmp_path):
         with pytest.raises(KeyboardInterrupt), cut.added_cbs(Stop(2, 1, KeyboardInterrupt())): fit_stages(cut, plan, file=tmp_path/f'{k}')
         fit_stages(again, plan, file=tmp_path/f'{k}')
         assert same(weights(whole), weights(again))
+    x = torch.randn(32, 4)
+    torchs = [torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8) for _ in range(2)]
+    learn = Learner(DataLoaders(*torchs), nn.Linear(4, 1), loss_func=MSELossFlat())
+    with learn.no_bar(), learn.no_logging(): assert len(fit_stages(learn, [Stage(0, 1, 1e-2)])[0]) == 1
     with pytest.raises(ValueError, match='whose state a checkpoint does not hold'): fit_stages(plain(ranger), plan, file=tmp_path/'r')
     with pytest.raises(ValueError, match='EarlyStoppingCallback'): fit_stages(plain(cbs=EarlyStoppingCallback()), plan, file=tmp_path/'r')
 

@@ -28,9 +28,9 @@ class Columns:
         "As objects and floats: of a pandas category fastai would take the codes, whatever they stand for"
         names,df = self.cats + self.conts,df.infer_objects().reset_index(drop=True)
         if bad := sorted({c for c in names if [*names, *df.columns].count(c) != 2}): raise ValueError(f'{bad}: name a column once; there are {[*df.columns]}')
-        def odd(x): return not pd.api.types.is_numeric_dtype(x) or np.isinf(x.astype(float)).any() or not hasattr(self, 'gaps') and x.isna().all()
+        def odd(x): return not pd.api.types.is_numeric_dtype(x) or np.isinf(x.astype(float)).any() or not hasattr(self, 'gaps') and x.nunique() < 2
         if len(df) and (bad := [c for c in self.conts if odd(df[c])]):
-            raise ValueError(f'{bad}: not all are finite numbers, or none at all: use cat_names=, or clean them with pd.to_numeric(..., errors="coerce")')
+            raise ValueError(f'{bad}: not all are finite numbers, none at all, or all the same: drop them, use cat_names= or pd.to_numeric(errors="coerce")')
         cats = df[self.cats].astype(object)
         return pd.concat([cats.where(cats.notna(), np.nan), df[self.conts].astype(float)], axis=1)          # pandas' own NA fails where fastai compares
 

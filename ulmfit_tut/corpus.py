@@ -23,7 +23,7 @@ class TextCorpus:
         df:pd.DataFrame, # a row a text: `label`, `part`, `is_valid` as `get_texts` gives them
         tok=None # tokenizer of new texts
     ):
-        self.path,self.df,self.tok,self.meta = Path(path),df.copy(),tok,json.loads((Path(path)/'meta.json').read_text())
+        self.path,self.df,self.tok,self.meta = Path(path).absolute(),df.copy(),tok,json.loads((Path(path)/'meta.json').read_text())
         self.ids = np.memmap(self.path/'ids.bin', self.meta['dtype'], 'r') if self.meta['tokens'] else np.zeros(0, self.meta['dtype'])
         self.offsets,self.types = np.load(self.path/'offsets.npy'),json.loads((self.path/'types.json').read_text())
 
@@ -54,10 +54,10 @@ def _sha(*parts): return hashlib.sha256('\0'.join(map(str, parts)).encode('utf8'
 def tokenizer_key(tok) -> dict: # what decides its tokens
     "What a tokenizer is, for a key: spaCy by language, anything else by its source and state, not by what it calls; `ValueError` where that cannot be seen"
     ours = _sha(*(Path(inspect.getfile(o)).read_text(encoding='utf8') for o in (fix_entities, ChunkTokenizer, encode_texts)))[:12]
-    versions = dict(spacy=version('spacy'), fastai=version('fastai'), unicode=unicodedata.unidata_version, ours=ours)
+    versions = dict(spacy=version('spacy'), fastai=version('fastai'), unicode=unicodedata.unidata_version, ours=ours, special=_sha(*defaults.text_spec_tok)[:8])
     if isinstance(tok, ChunkTokenizer): return dict(tok='spaCy en', rules=tok.rules, **versions)
     def ident(o):
-        if isinstance(o, WordTokenizer): return f'spaCy {o.pipe.__self__.lang} {_sha(o.special_toks)[:8]}'
+        if type(o) is WordTokenizer: return f'spaCy {o.pipe.__self__.lang} {_sha(o.special_toks)[:8]}'
         if isinstance(o, partial): return _sha(ident(o.func), hashlib.sha256(pickle.dumps((o.args, o.keywords))).hexdigest())
         if inspect.isbuiltin(o) or inspect.ismethoddescriptor(o): return o.__qualname__
         try: return _sha(*map(inspect.getsource, [o] if inspect.isroutine(o) else type(o).__mro__[:-1]), hashlib.sha256(pickle.dumps(o)).hexdigest())

@@ -7,11 +7,11 @@ __all__ = ['mini_reviews_df', 'mini_reviews', 'read_text', 'texts_from_folder', 
            'text_vocab', 'PadChunks']
 
 # %% ../nbs/02_data.ipynb #7ad9c3a3
-import contextlib, os, tempfile, ulmfit_tut
+import contextlib, os, tempfile, threading, ulmfit_tut
 from fastai.text.all import *
 
 # %% ../nbs/02_data.ipynb #01ee22eb
-_files = Path(ulmfit_tut.__file__).parent/'data_files'
+_files,_lock = Path(ulmfit_tut.__file__).parent/'data_files',threading.Lock()
 
 def mini_reviews_df() -> pd.DataFrame: # 1,200 rows: `split` (train, test, unsup), `label` (neg, pos or empty), `film`, `rating` (1-10), `text`
     "The embedded reviews as a table"
@@ -61,12 +61,12 @@ def texts_from_folder(
     parts = [p for p in ('train', 'valid', 'test') if (path/p).is_dir()]
     classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir() and o.name[0] != '.'} - {*unlabelled})
     for d,c,part in [*((f'{p}/{c}', c, p) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
-        files = sorted(o for o in os.listdir(path/d) if o.endswith('.txt') and not o.startswith('._')) if (path/d).is_dir() else []
+        files = sorted(o for o in os.listdir(path/d) if o.lower().endswith('.txt') and not o.startswith('._')) if (path/d).is_dir() else []
         if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
         rows += [(f'{d}/{o}', c, part) for o in files]
     df = pd.DataFrame(rows, columns=['file', 'label', 'part'], dtype=str)
     if read: df.insert(0, 'text', [read_text(path/f, encoding) for f in df.file])
-    df.attrs['path'] = str(path)
+    df.attrs['path'] = str(path.absolute())
     return _check(df, str(path))
 
 # %% ../nbs/02_data.ipynb #731144fe
@@ -177,7 +177,7 @@ def _csv(f, encoding, **kwargs):
         chunks = pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)    # the text "None" is a text
         while True:
             # an error where pandas would drop fields beyond the header; a comma too many is none
-            with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): df = next(chunks)
+            with _lock, warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): df = next(chunks)
             yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
     except StopIteration: return
     except (ValueError, LookupError, pd.errors.ParserWarning) as e:

@@ -18,13 +18,11 @@ from .tokens import tokenizer_names
 # %% ../nbs/04_encoder.ipynb #d10514e0
 def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
     "The encoder inside a language model or a classifier, wrapped for several GPUs or not"
-    enc = get_model(learn.model)[0]
-    return getattr(enc, 'module', enc)
+    return getattr(enc := get_model(learn.model)[0], 'module', enc)
 
 def words_of(learn:Learner|Path) -> list: # the words in the order of their rows
     "The vocabulary of a learner (a classifier's `dls.vocab` holds words and classes), or of a file that `save_encoder` wrote"
-    if isinstance(learn, (str, Path)): return load_weights(learn)[1]['vocab']
-    v = learn.dls.vocab
+    v = load_weights(learn)[1]['vocab'] if isinstance(learn, (str, Path)) else learn.dls.vocab
     return list(v if isinstance(v[0], str) else v[0])
 
 def text_columns(learn:Learner) -> list: # `None` where it was not made from a table

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 @contextmanager
 def replacing(path:Path): # yields a path beside it, which takes its place when the block ends well
     "Write the file `path`, or replace it, all or nothing"
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
     tmp.unlink(missing_ok=True)                              # of a killed process that had the same number

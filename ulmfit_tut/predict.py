@@ -9,31 +9,31 @@ __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_w
 from fastai.text.all import *
 from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
 from .data import _csv, _strings
-from .encoder import _compare, _kind, _put, _together, about, text_columns, words_of
+from .encoder import _compare, _kind, _put, _together, about, encoder_of, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import _all_ids, get_tokenizer
 
 # %% ../nbs/07_predict.ipynb #2c062305
-_lock = threading.RLock()
+_lock,_known = threading.RLock(),(Tokenizer, Numericalize, ToTensor, CorpusText, ColReader, Pad_Chunk, Pad_Input)
 
 @contextmanager
 def _reading(learn):
     "The model in evaluation, for one thread at a time, and as it was afterwards"
     model = get_model(learn.model)
     with _lock, torch.no_grad():
-        training = model.training
+        was,modes = {**vars(encoder_of(learn))},[(m, m.training) for m in model.modules()]               # its hidden state, too: an epoch may be under way
         model.eval(); model.reset()
         try: yield model,next(model.parameters()).device
-        finally: model.reset(); model.train(training)
+        finally: model.reset(); vars(encoder_of(learn)).update(was); [setattr(m, 'training', o) for m,o in modes]
 
 def _ids(learn, texts):
     "Ids of texts, tokenized by the learner's own rules, as in training"
     dl,ds,mine = learn.dls.train,learn.dls.train_ds,about(learn)
+    tfms = [o for p in (ds.tls[0].tfms, dl.after_item, dl.before_batch, dl.after_batch) for o in p.fs if not isinstance(o, _known)]
     if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers: build its DataLoaders with text_dls or TextDataLoaders')
-    if odd := [o for o in (*ds.tls[0].tfms.fs[1:], *dl.after_item.fs) if not isinstance(o, (Tokenizer, Numericalize, ToTensor)) and o.name != 'reverse_text']:
+    if odd := [o for o in tfms if o.name not in ('reverse_text', 'attrgetter', 'noop')]:
         raise ValueError(f'This learner changes its texts by {odd}, which is not repeated here: take learn.get_preds(dl=learn.dls.test_dl(texts))')
-    num = getattr(getattr(ds, 'numericalize', None), 'o2i', None)
-    if not isinstance(num, _Known): num = known_words(words_of(learn)).o2i
+    num = o if isinstance(o := getattr(getattr(ds, 'numericalize', None), 'o2i', None), _Known) else known_words(words_of(learn)).o2i
     ids,lens,types = _all_ids(texts, get_tokenizer(tok=ds.tokenizer), 0, False)
     return [o[::-1 if mine['backwards'] else 1] for o in np.split(np.array([*map(num.__getitem__, types), 0])[ids], lens.cumsum()[:-1])[:len(lens)]]
 

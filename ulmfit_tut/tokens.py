@@ -42,10 +42,10 @@ def tokenizer_names(tok) -> tuple: # of the tokenizer (SentencePiece's with a di
     "What files say of a tokenizer, as `get_tokenizer` gives it or inside fastai's `Tokenizer`; `None` twice for none"
     if tok is None: return None,None
     rules = ()
-    while isinstance(tok, (Tokenizer, TokenizeWithRules)): tok,rules = tok.tok,tuple(tok.rules)
+    while isinstance(tok, (Tokenizer, TokenizeWithRules)): tok,rules = tok.tok,(*tok.rules, *{getattr(tok, 'post_f', replace_space)} - {replace_space})
     if isinstance(tok, ChunkTokenizer): return 'spaCy en',tok.rules
-    name,sp = f'spaCy {tok.pipe.__self__.lang}' if isinstance(tok, WordTokenizer) else type(tok).__name__,getattr(tok, 'tok', None)
-    if hasattr(sp, 'IdToPiece'): name += f' #{_pieces(sp)}'
+    name = f'spaCy {tok.pipe.__self__.lang}' if type(tok) is WordTokenizer and tok.special_toks == defaults.text_spec_tok else type(tok).__name__
+    if hasattr(sp := getattr(tok, 'tok', None), 'IdToPiece'): name += f' #{_pieces(sp)}'
     return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
 
 # %% ../nbs/api/tokens.ipynb #963c6e0f
@@ -99,7 +99,7 @@ def encode_texts(
     "Texts as numbers, in order, with bounded memory; `TypeError` for what is no text"
     _strings(items, (str, Path))
     if tok is None or isinstance(tok, Tokenizer): tok = get_tokenizer(tok=tok)
-    if hasattr(getattr(tok, 'tok', None), 'setup'): tok.tok.setup(items, tok.rules)
+    if getattr(getattr(tok, 'tok', None), 'tok', True) is None: tok.tok.setup(items, tok.rules)                # SentencePiece's; one that is trained stays so
     if isinstance(getattr(tok, 'tok', None), WordTokenizer): tok.tok.pipe.__self__.max_length = sys.maxsize    # spaCy's million characters are for its models
     blocks = _blocks(items, root, sizes)
     if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)

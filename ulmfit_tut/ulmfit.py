@@ -127,7 +127,7 @@ def ulmfit(
     save_text_model(learn, out/'classifier.safetensors')
     write(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
     reasons = []
-    for i,o in read_run(out)['wrong'].text[:10].items():
+    for i,o in read_run(out)['wrong'].text.loc[lambda o: o.str.len() < 5000][:10].items():
         with contextlib.suppress(ValueError): reasons.append(why(learn, o).assign(text=i))            # a text without words gives none
     if reasons: write(pd.concat(reasons), out/'why.csv')
     report(out)

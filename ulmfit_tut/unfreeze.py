@@ -122,14 +122,16 @@ def _plan(learn, stages, seed):
     def data(dl):
         items,own = getattr(dl.dataset, 'items', []),vars(dl)                   # a table, file names, texts; of another dataset its length alone
         items = items.to_csv() if isinstance(items, pd.DataFrame) else list(map(str, items))
+        tfms = [f.name for tl in getattr(dl.dataset, 'tls', []) for f in tl.tfms.fs]
         arrays = [o for o in (*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
-        return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
-    hypers,loss = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func)
+        return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, tfms, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
+    hypers,loss,kw = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func),getattr(learn.loss_func, 'keywords', 0)
+    own = getattr(loss, '__qualname__', 0), kw, [o for o in getattr(loss, '__dict__', {}).items() if type(o[1]) in (int, float, str)]
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     opt = f'{[getattr(o, "func", o).__name__ for o in learn.opt.cbs]} { {k: v for k,v in hypers.items() if k not in ("lr", "mom", "wd")} }'
     return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, hypers.get('wd')), vocab=sha(getattr(learn.dls, 'vocab', '')),
-                loss=f'{type(learn.loss_func).__name__} {sha(getattr(loss, "state_dict", dict)())}', train=data(learn.dls.train), valid=data(learn.dls.valid),
-                model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates))
+                loss=f'{type(learn.loss_func).__name__} {sha((own, getattr(loss, "state_dict", dict)()))}', train=data(learn.dls.train),
+                valid=data(learn.dls.valid), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates))
 
 # %% ../nbs/05_unfreezing.ipynb #9cb538bb
 def fit_stages(
@@ -153,7 +155,7 @@ def fit_stages(
     odd = [type(o).__name__ for o in (*learn.cbs.filter(risinstance(TrackerCallback)), learn.opt) if type(o) is not Optimizer]
     if file and odd: raise ValueError(f'{odd}, whose state a checkpoint does not hold: do without, or leave out file=')
     stages = [o._replace(moms=o.moms or learn.moms) for o in stages]
-    learn.dls.n_inp                                                       # fastai draws a batch to find it out: before the first seed, not after
+    getattr(learn.dls, 'n_inp', None)                                                 # fastai draws a batch to find it out: before the first seed, not after
     plan = file and _plan(learn, stages, int(seed))
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'opt', 'extra'), fp32=False)
@@ -170,7 +172,7 @@ def fit_stages(
         for j,(p,*_) in enumerate(learn.opt.all_params() if done else []):        # after `freeze_to`, which clears the optimizer's state
             learn.opt.state[p] = meta['opt'][j] | {k.split('.', 2)[2]: v.to(p.device) for k,v in saved.items() if k.startswith(f'.{j}.')}
         saved = None
-        with clean_exit(learn, keep_opt=False) as last:
+        with no_random(int(seed), False), clean_exit(learn, keep_opt=False) as last:
             run = _Epochs(int(seed), i, s, done, meta['extra'] if done else (None, (0, 0.)), plan, file, hist, last)
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:
