@@ -234,7 +234,7 @@ def test_data_on_a_read_only_disk(folder, tmp_path):
 
 def test_unreadable_file(folder, tmp_path):
     (folder/'train/bad/1.txt').write_bytes('Müll'.encode('latin-1'))
-    fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), folder/'train/bad/1.txt', 'latin-1')
+    fails(lambda: text_corpus(get_texts(folder, read=False), cache=tmp_path/'c'), folder/'train/bad/1.txt', 'cp1252')
     assert text_corpus(get_texts(folder, read=False), cache=tmp_path/'c', encoding='latin-1')[1][1:] == ['xxmaj', 'müll']
 
 def test_a_file_that_goes_away_names_itself(folder, tmp_path):
@@ -248,11 +248,11 @@ def test_a_name_without_a_file(folder, tmp_path):
 
 def test_missing_folder(tmp_path): fails(lambda: get_texts(tmp_path/'none', read=False), tmp_path/'none', kind=FileNotFoundError)
 
-@pytest.mark.parametrize('text,toks', [('', ['xxbos']), ('\n', ['xxbos']), ('a\x00b', ['xxbos', 'a\x00b']), ('\ufeffa', None), ('xxpad', ['xxbos', 'xxpad'])])
+@pytest.mark.parametrize('text,toks', [('', ['xxbos']), ('\n', ['xxbos']), ('a\x00b', ['xxbos', 'a\x00b']), ('\ufeffa', ['xxbos', 'a']), ('xxpad', ['xxbos', 'xxpad'])])
 def test_odd_files(folder, tmp_path, text, toks):
     (folder/'train/bad/1.txt').write_text(text, encoding='utf8')
     c = text_corpus(get_texts(folder, read=False), cache=tmp_path/'c')
-    assert c[1] == (toks or tokenize([text])[0])
+    assert c[1] == toks
     dls = text_dls(c, c.vocab(), bs=2, seq_len=8, device='cpu')
     assert all(torch_ok(b) for b in dls.train)
 

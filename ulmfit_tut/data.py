@@ -38,7 +38,7 @@ def read_text(f:Path, encoding:str='utf8') -> str: # line ends are `\n`, as Pyth
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
     try: text = data.decode(encoding).removeprefix('\ufeff')                 # with which Windows marks UTF-8
-    except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="latin-1" or another') from None
+    except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="cp1252" or another') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
 def _strings(texts, kinds=str):
@@ -181,7 +181,7 @@ def _csv(f, encoding, **kwargs):
             yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
     except StopIteration: return
     except (ValueError, LookupError, pd.errors.ParserWarning) as e:
-        raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="latin-1" or another') from None
+        raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="cp1252" or another') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(

@@ -122,7 +122,7 @@ def _plan(learn, stages, seed):
     def data(dl):
         items,own = getattr(dl.dataset, 'items', []),vars(dl)                   # a table, file names, texts; of another dataset its length alone
         items = items.to_csv() if isinstance(items, pd.DataFrame) else list(map(str, items))
-        tfms = [f.name for tl in getattr(dl.dataset, 'tls', []) for f in tl.tfms.fs]
+        tfms = [f.name for tl in filter(None, getattr(dl.dataset, 'tls', [])) for f in tl.tfms.fs]
         arrays = [o for o in (*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
         return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, tfms, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
     hypers,loss,kw = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func),getattr(learn.loss_func, 'keywords', 0)
