@@ -92,7 +92,7 @@ def one(corpus, vocab, sizes, enc, name, n, seed):
     seconds = time.time() - t
     with learn.no_bar(): probs,y = learn.get_preds()
     right = (probs.argmax(1) == y).numpy()
-    return dict(schedule=name, labels=n, seed=seed, accuracy=float(right.mean()), seconds=round(seconds, 1), right=np.packbits(right).tobytes().hex(), cpu=machine()['cpu'])
+    return dict(schedule=name, labels=n, seed=seed, accuracy=float(right.mean()), seconds=round(seconds, 1), right=np.packbits(right).tobytes().hex())
 
 def load(): return json.loads(out.read_text()) if out.exists() else dict(rows=[])
 
@@ -105,7 +105,7 @@ def change(f):
     os.close(fd)
 
 def add(row):
-    change(lambda d: d['rows'].append(row))
+    change(lambda d: d['rows'].append(row | dict(cpu=machine()['cpu'])))
     print({k: v for k,v in row.items() if k != 'right'}, flush=True)
 
 def run(work, seeds, sizes, some):

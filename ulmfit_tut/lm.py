@@ -43,7 +43,7 @@ def pretrained_lm(
     if own and Path(str(name)).suffix != '.safetensors': raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors')
     weights,meta = load_weights(name if own else _models/f'{name}{"-bwd"*backwards}.safetensors')
     if odd := [f'{k} {meta[k]!r} in place of {v!r}' for k,v in (own or dict(tokenizer=tok[0])).items() if v is not None and meta.get(k) not in (v, None)]:
-        raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as the file says, or take another one')
+        raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as it says, or take another, pretrained="none" for one')
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 
