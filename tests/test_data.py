@@ -76,6 +76,25 @@ def test_capital_endings_and_another_folder_to_work_in(folder, monkeypatch):
     monkeypatch.chdir('/')
     assert len(text_corpus(df, cache=folder.parent/'corpora')) == len(df) and corpus.vocab()
 
+def test_what_a_class_folder_holds_beside_texts_is_told(folder):
+    "Folders one deeper, and texts of another ending, were left out without a word; what is hidden is no text"
+    (folder/'train/bad/.trash.txt').write_text('gone')
+    with warnings.catch_warnings(record=True) as said: n = len(get_texts(folder))
+    assert not any('left out' in str(o.message) for o in said)
+    (folder/'train/bad/2019').mkdir()
+    (folder/'train/bad/2019/a.txt').write_text('a bad film')
+    (folder/'train/bad/b.md').write_text('a bad film')
+    with pytest.warns(UserWarning, match=r"train/bad: 2 entries that are no .txt files are left out, \['2019', 'b.md'\]"): assert len(get_texts(folder)) == n
+
+def test_semicolons(tmp_path):
+    "A table whose columns are kept apart by something else is refused with the way out, whether its texts hold commas or not"
+    f = tmp_path/'s.csv'
+    f.write_text('text;label\n' + 'fine, really, I say;a\ndull;b\n'*9)
+    fails(lambda: get_texts(f), f, 'pd.read_csv(f, sep=";")')
+    assert get_texts(pd.read_csv(f, sep=';')).label.nunique() == 2
+    f.write_text('text;label\n' + 'fine;a\ndull;b\n'*9)
+    fails(lambda: get_texts(f), f, "['text;label']")
+
 def test_threads_leave_warnings_alone(tmp_path):
     pd.DataFrame(dict(text=[f'film {i}' for i in range(40)], label=['a', 'b']*20)).to_csv(tmp_path/'x.csv', index=False)
     before = warnings.filters[:]

@@ -2,7 +2,7 @@
 import io, json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_lm_config, fastai_cfg, get_language_model, set_seed
+from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
 from ulmfit_tut import files, lm, runs, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -50,6 +50,8 @@ def test_a_language_model_of_ones_own(short, tmp_path):
     table = pd.read_csv(tmp_path/'run/comparison.csv')
     assert table.arm.tolist() == ['mine, no LM fine-tuning', 'ULMFiT from mine'] and set(table.starts_from) == {str(tmp_path/'none'/'..'/'mine.safetensors')}
     assert 'a language model of your own (mine.safetensors)' in (tmp_path/'run/report.html').read_text()
+    untied = language_model_learner(learn.dls, AWD_LSTM, config={**awd_lstm_lm_config, **lm.pretrained_lm('movies')[2], 'tie_weights': False}, pretrained=False)
+    with pytest.raises(ValueError, match='a decoder of its own'): lm.lm_learner(learn.dls, save_text_model(untied, tmp_path/'untied.safetensors'))
     enc = save_encoder(learn, tmp_path/'enc.safetensors')
     for bad, kw in [('tokenizer', dict(pretrained=file, lang='de')), ('backwards', dict(pretrained=file, backwards=True)), ('kind', dict(pretrained=enc))]:
         with pytest.raises(ValueError, match=bad): ulmfit(short, tmp_path/'no', **{**fast, **kw})

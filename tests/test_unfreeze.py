@@ -177,6 +177,13 @@ def test_out_of_memory(corpus, tmp_path, of):
     less.add_cb(GradientAccumulation(4))
     assert len(fit_stages(less, stages, file=file)[0]) == 5
 
+def test_a_checkpoint_that_cannot_be_written_is_found_before_training(corpus, tmp_path):
+    learn = learner(corpus, 'classifier')
+    before = weights(learn)
+    (tmp_path/'taken').write_text('no folder')
+    with pytest.raises(OSError, match='taken'): fit_stages(learn, stages, file=tmp_path/'taken'/'s.safetensors')
+    assert same(before, weights(learn)) and not getattr(learn.recorder, 'values', [])
+
 def test_windows_of_one_length(corpus):
     "A classifier that reads other windows than its loaders pad for trains nothing: its short texts would end in padding"
     dls = learner(corpus, 'classifier').dls

@@ -99,9 +99,8 @@ class ColumnsHead(Module):
 
     def forward(self, input, cats=None, conts=None):
         if self.n_cols and conts is None: raise ValueError('This classifier reads columns beside the text: use learn.get_preds(dl=learn.dls.test_dl(table))')
-        out,mask = input
-        x = [masked_concat_pool(out, mask, self.bptt), *(e(cats[:, i]) for i,e in enumerate(self.embeds)), *([conts] if self.n_cols else [])]
-        return self.layers(torch.cat(x, 1)),out,out
+        x = [masked_concat_pool(*input, self.bptt), *(e(cats[:, i]) for i,e in enumerate(self.embeds)), *([conts] if self.n_cols else [])]
+        return self.layers(torch.cat(x, 1)),input[0],input[0]
 
 class _Joined(SequentialRNN):
     def forward(self, x, *cols): return self[1](self[0](x), *cols)

@@ -130,8 +130,7 @@ def text_corpus(
         path = place(content)
         if not _whole(path):
             with tempfile.TemporaryDirectory(dir=cache, prefix='.new-', ignore_cleanup_errors=True) as tmp:
-                new = Path(tmp)/'new'
-                new.mkdir()
+                new = mkdir(Path(tmp)/'new')
                 content = _build(new, key, df, tok, encoding, n_workers, progress, stats)
                 path = place(content)
                 try:

@@ -25,8 +25,7 @@ def mini_reviews(
     path = Path(path or fastai_cfg().path('data')/'mini_reviews')
     texts = {Path(o.split, o.label, f'{o.Index}_{o.rating}.txt'): o.text for o in mini_reviews_df().itertuples()}
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as tmp:
+        with tempfile.TemporaryDirectory(dir=mkdir(path.parent, exist_ok=True, parents=True), prefix=f'.{path.name}-') as tmp:
             for f,t in texts.items(): Path(tmp, 'new', f).mk_write(t, 'utf8')
             with contextlib.suppress(OSError): Path(tmp, 'new').rename(path)    # another process was first: its folder is checked below
     there = {o.relative_to(path): o.read_bytes().decode('utf8', 'replace') for o in path.rglob('*.txt')}
@@ -61,7 +60,9 @@ def texts_from_folder(
     parts = [p for p in ('train', 'valid', 'test') if (path/p).is_dir()]
     classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir() and o.name[0] != '.'} - {*unlabelled})
     for d,c,part in [*((f'{p}/{c}', c, p) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
-        files = sorted(o for o in os.listdir(path/d) if o.lower().endswith('.txt') and not o.startswith('._')) if (path/d).is_dir() else []
+        names = sorted(o for o in os.listdir(path/d) if o[0] != '.') if (path/d).is_dir() else []
+        files = [o for o in names if o.lower().endswith('.txt')]
+        if odd := sorted({*names} - {*files})[:3]: warnings.warn(f'{path/d}: {len(names) - len(files)} entries that are no .txt files are left out, {odd}')
         if c and not files: raise ValueError(f'{path/d} holds no .txt file: give class {c!r} texts there, or choose classes by labels=[...]')
         rows += [(f'{d}/{o}', c, part) for o in files]
     df = pd.DataFrame(rows, columns=['file', 'label', 'part'], dtype=str)
@@ -181,7 +182,7 @@ def _csv(f, encoding, **kwargs):
             yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
     except StopIteration: return
     except (ValueError, LookupError, pd.errors.ParserWarning) as e:
-        raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, or try encoding="cp1252" or another') from None
+        raise ValueError(f'{f} is no {encoding} CSV ({e}): put fields with commas in quotes, try encoding="cp1252", or give pd.read_csv(f, sep=";")') from None
 
 # %% ../nbs/02_data.ipynb #e317b584
 def text_vocab(

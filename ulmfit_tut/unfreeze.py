@@ -157,6 +157,7 @@ def fit_stages(
     stages = [o._replace(moms=o.moms or learn.moms) for o in stages]
     getattr(learn.dls, 'n_inp', None)                                                 # fastai draws a batch to find it out: before the first seed, not after
     plan = file and _plan(learn, stages, int(seed))
+    if file: tempfile.TemporaryFile(dir=mkdir(Path(file).parent, exist_ok=True, parents=True)).close()     # a folder that takes no file is an error now
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'opt', 'extra'), fp32=False)
         if diff := [f'{k} {meta["plan"].get(k)} / {v}' for k,v in plan.items() if meta['plan'].get(k) != v]:
