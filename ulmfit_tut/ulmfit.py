@@ -26,7 +26,7 @@ def classifier_learner(
     dls:DataLoaders, # classifier `DataLoaders`
     config:dict, # sizes of the encoder: `emb_sz`, `n_hid`, `n_layers`
     encoder:Path=None, # file of `save_encoder`; default random weights
-    drop_mult:float=0.3, # factor on all dropouts
+    drop_mult:float=0.3, # factor on the five dropouts of the encoder, not on the head's last
     **kwargs # passed on to `text_classifier_learner`
 ) -> Learner: # frozen but for its head where an encoder is given
     "fastai's `text_classifier_learner` on an encoder of ours; `seq_len` is that of `dls`, and no pretrained model is fetched that would be replaced at once"
@@ -84,7 +84,7 @@ def ulmfit(
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
     epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates; default 2 2 2 8, 1e-2; from wt103 with 10,000 labels fastai's tutorial
     lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same
-    lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on all dropouts; the published size wants 0.5 and more
+    lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on the dropouts of the AWD-LSTM; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
     backwards:bool=False, # read texts from the end
     seed:int=42, # fixes every random choice: on a CPU two runs write the same bytes, but for the times
