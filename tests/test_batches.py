@@ -228,7 +228,8 @@ def test_words_of_validation_stay_unknown(tmp_path):
     assert text_dls(corpus, bs=4, device='cpu').vocab[0] == corpus.vocab()
 
 def test_a_table_is_no_corpus(short):
-    with pytest.raises(TypeError, match='is no corpus: text_dls'): text_dls(short)
+    with pytest.raises(TypeError, match=r'give text_corpus\(get_texts'): text_dls(short)
+    with pytest.raises(TypeError, match=r'^TextCorpus of .* give text_corpus\(get_texts'): text_dls(text_corpus(short[['text', 'label']], progress=False))
 
 def test_a_share_of_a_shared_stream_is_refused(corpus, vocab):
     "fastai's `DistributedDL` would let every process read the whole text"

@@ -47,6 +47,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_tut.batches._TextDL.text': ('api/batches.html#_textdl.text', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches._rows': ('api/batches.html#_rows', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches._source': ('api/batches.html#_source', 'ulmfit_tut/batches.py'),
+                                    'ulmfit_tut.batches._window': ('api/batches.html#_window', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.known_words': ('api/batches.html#known_words', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.pad_windows': ('api/batches.html#pad_windows', 'ulmfit_tut/batches.py'),
                                     'ulmfit_tut.batches.same_windows': ('api/batches.html#same_windows', 'ulmfit_tut/batches.py'),

@@ -175,12 +175,12 @@ def text_dls(
     device=None # default fastai's
 ) -> DataLoaders: # train and valid, for `language_model_learner` or `text_classifier_learner`
     "fastai `DataLoaders` from a corpus, to which transforms may be added `after_batch` alone; `ValueError` if its texts do not fill a batch"
-    if not isinstance(corpus, TextCorpus): raise TypeError(f'{corpus!r:.60} is no corpus: text_dls(text_corpus(get_texts(...))) is the way')
+    if not isinstance(corpus, TextCorpus) or {'label', 'part', 'is_valid'} - {*corpus.df}: raise TypeError(f'{corpus!r:.30}: give text_corpus(get_texts(...))')
     if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: whole numbers, at least 1')
-    df,valid = corpus.df,np.asarray(corpus.df.is_valid if valid is None else valid)
+    df,valid = corpus.df,np.asarray(corpus.df.is_valid.eq(True) if valid is None else valid)
     held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
-    if len(held) != len(df) or valid.dtype != bool and held.sum() != valid.size:
-        raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(df)} rows, or positions from 0 to {len(df) - 1}, each once')
+    if len(held) != len(corpus) or valid.dtype != bool and held.sum() != valid.size:
+        raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(corpus)} rows, or positions from 0 to {len(corpus) - 1}, each once')
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
     rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
@@ -189,14 +189,16 @@ def text_dls(
     text_col,label_col = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label'))
     labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label.tolist()]
     several = isinstance(labels[rows[0][0]], list)
-    classes = None if is_lm else list(map(str, label_col)) if several else sorted({labels[i] for o in rows for i in o})
+    classes = list(map(str, label_col)) if several and 'label_col' in df.attrs else sorted({c for o in rows for i in o for c in listify(labels[i])})
     if vocab is None: vocab = text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held))
-    tfms = text_tfms(corpus, corpus.tok, vocab, text_col, backwards, labels, label_col, classes, several)
+    tfms = text_tfms(corpus, corpus.tok, vocab, text_col, backwards, labels, label_col, None if is_lm else classes, several)
     return Datasets(range(len(df)), tfms, splits=[o.tolist() for o in rows], dl_type=LMLoader if is_lm else TextLoader).dataloaders(
         bs=bs, seq_len=seq_len, backwards=backwards, seed=seed, device=device)
 
 # %% ../nbs/api/batches.ipynb #5f1e9c02
+def _window(dl): return getattr(dl, 'seq_len', None) or getattr(getattr(dl, 'before_batch', None), 'seq_len', None)      # of stock loaders `Pad_Chunk` has it
+
 def same_windows(learn:Learner): # of any kind
     "`ValueError` for a classifier that reads windows of another length than its `DataLoaders` pad for: short texts would end in padding"
-    n,pads = next((o.bptt for o in learn.model.modules() if isinstance(o, SentenceEncoder)), None),getattr(learn.dls.train, 'seq_len', None)
+    n,pads = next((o.bptt for o in learn.model.modules() if isinstance(o, SentenceEncoder)), None),_window(learn.dls.train)
     if n and pads not in (n, None): raise ValueError(f'The learner reads windows of seq_len={n}, its DataLoaders pad for {pads}: make both with the same')

@@ -77,7 +77,7 @@ def add_columns(
     cat_names=(), cont_names=() # columns of categories, and of numbers
 ) -> DataLoaders: # with batches of texts, categories, numbers, labels
     "Columns beside the texts, fitted on the rows that `dls` trains on; `ValueError` if what is to be predicted is among them"
-    if not isinstance(dls.train, TextLoader): raise ValueError(f'{type(dls.train).__name__} knows no table: build the DataLoaders with text_dls')
+    if type(dls.train) is not TextLoader: raise ValueError(f'{type(dls.train).__name__} knows no table, or has columns: start with DataLoaders of text_dls')
     if bad := sorted({*listify(cat_names), *listify(cont_names)} & {'label', *dls.train_ds.corpus_label.cols}): raise ValueError(f'{bad} is to be predicted')
     columns = Columns(dls.train_ds.corpus_text.there().df.iloc[[*dls.train_ds.items]], cat_names, cont_names)
     return DataLoaders(*(dl.new(cls=ColumnLoader, columns=columns) for dl in dls.loaders), path=dls.path, device=dls.device)

@@ -11,8 +11,7 @@ from importlib.metadata import version
 from fastai.text.all import *
 from .data import _strings, read_text, text_vocab
 from .files import replacing
-from .rules import fix_entities
-from .chunks import ChunkTokenizer
+from . import chunks, rules, tokens
 from .tokens import _stretches, encode_texts, file_stats, get_tokenizer, text_digests
 
 # %% ../nbs/api/corpus.ipynb #f7198cee
@@ -32,7 +31,7 @@ class TextCorpus:
 
     def counts(self, rows=None) -> dict: # token -> how often it occurs
         "Count the tokens of some texts, by default of those that models train on: train and unsup without what is held back"
-        if rows is None: rows = self.df.part.ne('test') & ~self.df.is_valid
+        if rows is None: rows = self.df.part.ne('test') & ~self.df.is_valid.eq(True)
         res,keep,lens = np.zeros(len(self.types), np.int64),np.zeros(len(self), bool),np.diff(self.offsets)
         keep[np.asarray(rows) if len(rows) else []] = True
         for a,b in _stretches(self.offsets[:-1], 2**22):
@@ -53,11 +52,11 @@ def _sha(*parts): return hashlib.sha256('\0'.join(map(str, parts)).encode('utf8'
 
 def tokenizer_key(tok) -> dict: # what decides its tokens
     "What a tokenizer is, for a key: spaCy by language, anything else by its source and state, not by what it calls; `ValueError` where that cannot be seen"
-    ours = _sha(*(Path(inspect.getfile(o)).read_text(encoding='utf8') for o in (fix_entities, ChunkTokenizer, encode_texts)))[:12]
+    ours = _sha(*(Path(o.__file__).read_text(encoding='utf8') for o in (rules, chunks, tokens)))[:12]
     versions = dict(spacy=version('spacy'), fastai=version('fastai'), unicode=unicodedata.unidata_version, ours=ours, special=_sha(*defaults.text_spec_tok)[:8])
-    if isinstance(tok, ChunkTokenizer): return dict(tok='spaCy en', rules=tok.rules, **versions)
+    if isinstance(tok, chunks.ChunkTokenizer): return dict(tok='spaCy en', rules=tok.rules, **versions)
     def ident(o):
-        if type(o) is WordTokenizer: return f'spaCy {o.pipe.__self__.lang} {_sha(o.special_toks)[:8]}'
+        if type(o) is WordTokenizer: return f'spaCy {o.pipe.__self__.lang} {_sha(o.special_toks, *sorted(o.pipe.__self__.tokenizer.rules))[:8]}'
         if isinstance(o, partial): return _sha(ident(o.func), hashlib.sha256(pickle.dumps((o.args, o.keywords))).hexdigest())
         if inspect.isbuiltin(o) or inspect.ismethoddescriptor(o): return o.__qualname__
         try: return _sha(*map(inspect.getsource, [o] if inspect.isroutine(o) else type(o).__mro__[:-1]), hashlib.sha256(pickle.dumps(o)).hexdigest())

@@ -107,7 +107,7 @@ def texts_from_df(
 ) -> pd.DataFrame: # `text`, `label` (a string; a tuple of strings where there may be several), `part`, `is_valid`
     "Texts of a DataFrame; `ValueError` that names rows with empty texts or labels"
     if not 0 < test_pct < 1: raise ValueError(f'test_pct={test_pct} must lie between 0 and 1')
-    text_cols,label_cols = listify(text_col),listify(label_col)
+    text_cols,label_cols = (np.array([] if o is None else o, object).ravel().tolist() for o in (text_col, label_col))     # `df.columns[1:]`, too
     def refuse(bad, what):
         if len(at := np.flatnonzero(bad)): raise ValueError(f'{name}: {what} in rows {at[:5].tolist()} ({len(at)} in all, counted from 0): fill or drop them')
     for c in (*text_cols, *label_cols, *listify(split_col)):
@@ -154,8 +154,7 @@ def get_texts(
     from_folder = partial(texts_from_folder, labels=labels, unlabelled=unlabelled, encoding=encoding, read=read)
     if isinstance(source, pd.DataFrame): df = from_df(source)
     elif isinstance(source, (list, tuple, L, pd.Series, np.ndarray)): df = from_df(pd.DataFrame({'text': list(source)}), text_col='text', label_col=None)
-    elif source == 'mini': df = from_folder(mini_reviews())
-    elif source == 'imdb': df = from_folder(*_fetch(URLs.IMDB))
+    elif source in ('mini', 'imdb'): df = from_folder(mini_reviews() if source == 'mini' else _fetch(URLs.IMDB)[0])
     elif source == 'imdb_sample': df = from_df(*_csv(*_fetch(URLs.IMDB_SAMPLE, 'texts.csv'), encoding), split_col='is_valid', name='imdb_sample')
     elif Path(source).suffix.lower() == '.csv': df = from_df(*_csv(source, encoding), name=str(source))
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)

@@ -9,7 +9,7 @@ __all__ = ['encoder_of', 'words_of', 'text_columns', 'about', 'save_encoder', 'l
 # %% ../nbs/04_encoder.ipynb #d659af69
 import importlib.metadata
 from fastai.text.all import *
-from .batches import same_windows
+from .batches import _window, same_windows
 from .files import load_weights, save_weights
 from .lm import _backwards, read_vocab
 from .restore import model_weights
@@ -27,14 +27,14 @@ def words_of(learn:Learner|Path) -> list: # the words in the order of their rows
 
 def text_columns(learn:Learner) -> list: # `None` where it was not made from a table
     "The columns of a table that its texts came from"
-    # fastai's `Tokenizer.from_df` has `text_cols`, and gathers them in a column `text`
-    return list(listify(first(getattr(o, k) for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if hasattr(o, k)))) or None
+    # fastai's `Tokenizer.from_df` has `text_cols`, by default the first, and gathers them in a column `text`
+    return [*listify(first(v for k in ('text_cols', 'cols') for o in learn.dls.train_ds.tls[0].tfms.fs if not isinstance(v := getattr(o, k, 0), int)))] or None
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
     "What decides the meaning of its weights"
     enc,(tok,rules) = encoder_of(learn),tokenizer_names(getattr(learn.dls.train_ds, 'tokenizer', None))
     return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn),
-                tokenizer=tok, rules=rules, seq_len=getattr(learn.dls.train, 'seq_len', None), backwards=_backwards(learn.dls))
+                tokenizer=tok, rules=rules, seq_len=_window(learn.dls.train), backwards=_backwards(learn.dls))
 
 def _versions(): return {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}
 

@@ -36,7 +36,7 @@ def save_weights(
     "Weights, `meta` and a digest of all that in one file, all or nothing; safetensors alone can read it"
     # `.pth` is fastai's
     if 'kind' in meta and Path(file).suffix != '.safetensors': raise ValueError(f'{file}: a name that ends in .safetensors says what is in it')
-    meta = {k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k,v in meta.items()}
+    meta = {k: json.dumps(v, ensure_ascii=False, sort_keys=True, default=lambda o: o.tolist()) for k,v in meta.items()}
     data = bytearray(save({k: v.detach().cpu().contiguous() for k,v in weights.items()}, {**meta, 'digest': _blank.decode()}))
     end = 8 + int.from_bytes(data[:8], 'little')
     # `save` orders it by chance

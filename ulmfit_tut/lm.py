@@ -61,7 +61,7 @@ def lm_learner(
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
-    if _backwards(dls) == (not backwards): raise ValueError(f'dls read {"for" if backwards else "back"}wards, and the model is to have backwards={backwards}')
+    if not isinstance(dls.vocab[0], str) or _backwards(dls) == (not backwards): raise ValueError(f'dls must be made with is_lm=True, backwards={backwards}')
     learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult,
                                    **{'config': {**awd_lstm_lm_config, **config}, 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()

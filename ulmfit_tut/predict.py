@@ -29,18 +29,19 @@ def _reading(learn):
 def _ids(learn, texts):
     "Ids of texts, tokenized by the learner's own rules, as in training"
     dl,ds,mine = learn.dls.train,learn.dls.train_ds,about(learn)
-    tfms = [o for p in (ds.tls[0].tfms, dl.after_item, dl.before_batch, dl.after_batch) for o in p.fs if not isinstance(o, _known)]
     if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers: build its DataLoaders with text_dls or TextDataLoaders')
+    tfms = [o for p in (ds.tls[0].tfms, dl.after_item, dl.before_batch, dl.after_batch) for o in p.fs if not isinstance(o, _known)]
     if odd := [o for o in tfms if o.name not in ('reverse_text', 'attrgetter', 'noop')]:
-        raise ValueError(f'This learner changes its texts by {odd}, which is not repeated here: take learn.get_preds(dl=learn.dls.test_dl(texts))')
+        raise ValueError(f'This learner changes its texts by {odd}, which is not repeated here: learn.get_preds(dl=learn.dls.test_dl(items)) does')
     num = o if isinstance(o := getattr(getattr(ds, 'numericalize', None), 'o2i', None), _Known) else known_words(words_of(learn)).o2i
     ids,lens,types = _all_ids(texts, get_tokenizer(tok=ds.tokenizer), 0, False)
     return [o[::-1 if mine['backwards'] else 1] for o in np.split(np.array([*map(num.__getitem__, types), 0])[ids], lens.cumsum()[:-1])[:len(lens)]]
 
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
-    if isinstance(texts, pd.DataFrame): texts = CorpusText(None, listify(text_col) or text_columns(learn) or ['text']).texts(texts)
-    elif (cols := text_columns(learn) or [])[1:] and not all(FLD in str(o) for o in texts): raise ValueError(f'The learner reads {cols}: give a table of them')
+    cols = text_columns(learn) or ['text']
+    if isinstance(texts, pd.DataFrame): texts = CorpusText(None, cols if text_col is None else np.array(text_col, object).ravel().tolist()).texts(texts)
+    elif cols[1:] and not all(FLD in str(o) for o in texts): raise ValueError(f'The learner reads {cols}: give a table of them')
     _strings(texts)
     return list(texts)
 
@@ -49,7 +50,7 @@ def predict(
     texts, # a string, a list, a Series of texts (not a row of a table) or a DataFrame
     bs:int=128, # texts in a batch; the answer does not depend on it
     text_col=None # column or columns of a DataFrame; default those of training
-) -> pd.DataFrame: # `label`, a probability for each class (a class `label` or `label_` has one `_` more); in the order given, with the index of a table
+) -> pd.DataFrame: # `label`, a string, and a probability for each class (a class `label` or `label_` has one `_` more); order and index are those given
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     learns = _together(learn)
     if not isinstance(bs, numbers.Integral) or bs < 1: raise ValueError(f'bs={bs!r} must be a whole number, at least 1')
@@ -137,7 +138,7 @@ def next_words(
     if not temperature: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = F.softmax(logits/temperature, -1)
     if top_k: p = p.masked_fill(p < p.topk(min(top_k, p.shape[-1]))[0][:, -1:], 0)
-    if top_p: ps,at = p.sort(dim=-1, descending=True, stable=True); p = p.scatter(-1, at, ps.masked_fill(ps.cumsum(-1) - ps >= top_p, 0))
+    if top_p is not None: ps,at = p.sort(dim=-1, descending=True, stable=True); p = p.scatter(-1, at, ps.masked_fill(ps.cumsum(-1) - ps >= (top_p or 1e-9), 0))
     if min_p: p = p.masked_fill(p < min_p*p.max(-1, keepdim=True)[0], 0)
     return p/p.sum(-1, keepdim=True)
 
@@ -161,7 +162,7 @@ def generate(
     if turn < 0 and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
     banned = [i for i,o in enumerate(vocab) if o.lstrip('▁') in (UNK, PAD, 'xxfake')]
     with _reading(learn) as (model,device):
-        gen = None if seed is None else torch.Generator(device).manual_seed(seed)
+        gen = None if seed is None else torch.Generator(device).manual_seed(int(seed))
         x = torch.from_numpy(start.copy()).to(device)[None].repeat(n, 1)
         for _ in range(n_words):
             logits = model[1](model[0](x)[:, -1:])[0][:, -1].float()

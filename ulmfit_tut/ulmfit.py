@@ -9,7 +9,7 @@ __all__ = ['classifier_learner', 'ulmfit']
 import contextlib, platform, shutil
 from fastai.text.all import *
 from .compare import majority, tfidf, wilson
-from .batches import text_dls
+from .batches import _window, text_dls
 from .corpus import _sha, text_corpus
 from .data import get_texts
 from .encoder import _versions, load_encoder, save_encoder, save_text_model
@@ -30,8 +30,8 @@ def classifier_learner(
     **kwargs # passed on to `text_classifier_learner`
 ) -> Learner: # frozen but for its head where an encoder is given
     "fastai's `text_classifier_learner` on an encoder of ours; `seq_len` is that of `dls`, and no pretrained model is fetched that would be replaced at once"
-    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **config}, pretrained=False, drop_mult=drop_mult,
-                                    **{'metrics': accuracy, 'seq_len': getattr(dls.train, 'seq_len', 72), **kwargs})
+    o = dict(metrics=accuracy_multi if isinstance(getattr(dls.train_ds, 'loss_func', 0), BCEWithLogitsLossFlat) else accuracy, seq_len=_window(dls.train) or 72)
+    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **config}, pretrained=False, drop_mult=drop_mult, **o | kwargs)
     if encoder: load_encoder(learn, encoder)
     return learn
 

@@ -126,7 +126,7 @@ def _plan(learn, stages, seed):
         arrays = [o for o in (*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
         return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, tfms, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
     hypers,loss,kw = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func),getattr(learn.loss_func, 'keywords', 0)
-    own = getattr(loss, '__qualname__', 0), kw, [o for o in getattr(loss, '__dict__', {}).items() if type(o[1]) in (int, float, str)]
+    own = getattr(loss, '__qualname__', 0), kw, [o for o in getattr(loss, '__dict__', {}).items() if type(o[1]) in (int, float, str, bool, list, Tensor)]
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     opt = f'{[getattr(o, "func", o).__name__ for o in learn.opt.cbs]} { {k: v for k,v in hypers.items() if k not in ("lr", "mom", "wd")} }'
     return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, hypers.get('wd')), vocab=sha(getattr(learn.dls, 'vocab', '')),
@@ -143,7 +143,7 @@ def fit_stages(
     "Freeze, fit one cycle, next; `ValueError` before any training if schedule or checkpoint do not fit; of callbacks it keeps no memory"
     if not isinstance(stages, (list, tuple, L)) or {*map(type, stages)} != {Stage}: raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
     same_windows(learn)
-    if getattr(learn.dls.train, 'n', 1) == 0: raise ValueError('This learner holds no texts to train on: give it others by learn.dls = ...')
+    if operator.length_hint(learn.dls.train, 1) == 0: raise ValueError('This learner has no batch to train on: give it texts by learn.dls =, or a smaller bs')
     if learn.opt is None: learn.create_opt()
     hist,n = [],len(learn.opt.param_lists)
     for f,e,lr,moms,_ in stages:
@@ -164,7 +164,7 @@ def fit_stages(
             raise ValueError(f'{file} belongs to another run, checkpoint / now: {"; ".join(diff)}: repeat that run, or give another file')
         hist = list(map(dict, meta['history']))
         for k,v in model_weights(learn.model).items(): v.copy_(saved[k])
-    for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.*.tmp') if file else []: o.unlink()                 # what a killed run was writing
+    for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.[0-9]*.tmp') if file else []: o.unlink()                 # what a killed run was writing
     for i,s in enumerate(stages, 1):
         learn.freeze_to(s.freeze_to)
         learn.model.zero_grad()                                         # a group frozen again would still decay with its old gradient
@@ -172,14 +172,13 @@ def fit_stages(
         if done == s.epochs or hist and hist[-1]['stage'] > i: continue
         for j,(p,*_) in enumerate(learn.opt.all_params() if done else []):        # after `freeze_to`, which clears the optimizer's state
             learn.opt.state[p] = meta['opt'][j] | {k.split('.', 2)[2]: v.to(p.device) for k,v in saved.items() if k.startswith(f'.{j}.')}
-        saved = None
         with no_random(int(seed), False), clean_exit(learn, keep_opt=False) as last:
             run = _Epochs(int(seed), i, s, done, meta['extra'] if done else (None, (0, 0.)), plan, file, hist, last)
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:
                 if not re.search("out of memory|can't allocate memory", str(e), re.I): raise                 # of a GPU, of a CPU
                 bs,*_ = shape = tuple(getattr(first(getattr(learn, 'xb', ())), 'shape', ())) or (1,)
-                how = f'make DataLoaders with bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 1 else 'cut the texts'
+                how = f'make DataLoaders with bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 3 else 'cut the texts'
                 raise torch.OutOfMemoryError(f'Out of memory in stage {i} at shape {shape}, texts x tokens: {how}, and call fit_stages again ({e})') from None
             if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates (now {learn.opt.hypers[-1]["lr"]:.2g}), or clean the data')
             if run.problem: raise run.problem
