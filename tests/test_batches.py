@@ -7,7 +7,7 @@ from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders
     accuracy_multi, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, load_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import LMLoader, TextLoader, known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
-from ulmfit_tut.data import PadChunks, get_texts
+from ulmfit_tut.data import PadChunks, get_texts, text_vocab
 
 small = dict(emb_sz=8, n_hid=10, n_layers=3)
 
@@ -333,3 +333,18 @@ def test_fewer_batches_than_processes(corpus, vocab, world):
     idxs = [o.get_idxs() for o in ranks]
     assert [len(list(o)) for o in ranks] == [1]*world == [len(o) for o in ranks]
     assert set().union(*idxs) == set(range(n)) and all(idxs)
+
+def test_what_merging_does_to_a_table(short):
+    "pandas drops `attrs`, and makes objects of booleans; a table with other rows than the corpus is refused"
+    df = get_texts(short.assign(long=short.text.str.len().gt(60), loud=short.text.str.contains('!')), label_col=['long', 'loud'], split_col='part')
+    merged = df.merge(df[['text']].drop_duplicates().assign(film='one'))
+    merged.attrs = {}
+    a, b = (text_dls(text_corpus(o, progress=False), bs=8, device='cpu') for o in (df, merged))
+    assert list(a.vocab[1]) == list(b.vocab[1]) == ['long', 'loud'] and torch.equal(a.train.one_batch()[1].sum(0), b.train.one_batch()[1].sum(0))
+    df = get_texts(short, split_col='part')
+    odd = text_corpus(df.assign(is_valid=df.is_valid.astype(object)), progress=False)
+    plain = text_corpus(df, progress=False)
+    assert odd.vocab(min_freq=1) == plain.vocab(min_freq=1) != list(text_vocab(plain.counts(range(len(plain))), min_freq=1))
+    assert len(text_dls(odd, bs=8, device='cpu').valid_ds) == df[df.part.eq('train')].is_valid.sum()
+    odd.df = odd.df[:-1]
+    with pytest.raises(ValueError, match='mask of booleans over all 120 rows'): text_dls(odd, bs=8, device='cpu')

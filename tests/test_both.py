@@ -68,7 +68,7 @@ def test_a_language_model_reads_as_its_loaders(df, short):
     corpus = text_corpus(df)
     for dls in (text_dls(corpus, corpus.vocab(), is_lm=True, bs=4, seq_len=8, backwards=True, device='cpu'),
                 TextDataLoaders.from_df(short.assign(v=short.index % 2), text_col='text', valid_col='v', is_lm=True, backwards=True, bs=4, seq_len=8, device='cpu', num_workers=0)):
-        with pytest.raises(ValueError, match='read backwards, and the model is to have backwards=False'): lm_learner(dls, 'none')
+        with pytest.raises(ValueError, match='dls must be made with is_lm=True, backwards=False'): lm_learner(dls, 'none')
         assert about(lm_learner(dls, 'none', backwards=True))['backwards'] is True
 
 def test_stages_and_the_main_job(short, tmp_path):
@@ -88,12 +88,12 @@ def test_what_has_a_backwards_model(short, tmp_path):
     with pytest.raises(ValueError, match='wiki reads forwards'): ulmfit(short, tmp_path/'run', 'movies', split_col='part', backwards=True, compare=('direct',))
     assert not (tmp_path/'run').exists()
 
-@pytest.mark.skipif(not (lm_._models/'movies-bwd.safetensors').exists(), reason='not trained')
+@pytest.mark.skipif(not (lm_._files.parent/'models/movies-bwd.safetensors').exists(), reason='not trained')
 def test_movies_backwards():
     "The words of `movies`, other weights; and its file says which way it reads"
     (a, words, sizes), (b, words_b, sizes_b) = pretrained_lm('movies'), pretrained_lm('movies', backwards=True)
     assert words == words_b and sizes == sizes_b and a.keys() == b.keys() and not torch.equal(a['0.encoder.weight'], b['0.encoder.weight'])
-    metas = [load_weights(lm_._models/f'{o}.safetensors')[1] for o in ('movies', 'movies-bwd')]
+    metas = [load_weights(lm_._files.parent/f'models/{o}.safetensors')[1] for o in ('movies', 'movies-bwd')]
     assert [o.pop('backwards') for o in metas] == [False, True] and metas[0] == metas[1]
 
 # --- together -----------------------------------------------------------------------------------------------------------------------------------

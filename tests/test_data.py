@@ -1,7 +1,7 @@
 """What makes a bad source: each a clear error before any work, with nothing written."""
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-import pandas as pd, pytest
+import numpy as np, pandas as pd, pytest
 from fastai.text.all import URLs
 from ulmfit_tut import data
 from ulmfit_tut.batches import CorpusText, text_dls
@@ -41,7 +41,7 @@ def test_folder_with_empty_class(folder):
 
 def test_folder_without_test(folder):
     (folder/'test').rename(folder/'other')
-    fails(lambda: get_texts(folder), 'no "test" or "valid"')
+    fails(lambda: get_texts(folder), 'has no texts of classes in a "test" or "valid" part')
 
 def test_valid_serves_as_test(folder):
     (folder/'test').rename(folder/'valid')
@@ -190,7 +190,7 @@ def test_rows_without_a_label():
     assert whole.part.value_counts().to_dict() == dict(unsup=30, train=24, test=6)
     assert whole.text[whole.part.eq('test')].tolist() == alone.text[alone.part.eq('test')].tolist()
     fails(lambda: get_texts(df[df.label.ne('a') | (df.index < 4)], split_col='part'), "2 texts of class 'a'")
-    fails(lambda: get_texts(df.assign(part='unsup'), split_col='part'), 'has no "test" or "valid" part')
+    fails(lambda: get_texts(df.assign(part='unsup'), split_col='part'), 'has no texts of classes in a "test" or "valid" part')
 
 def test_what_macos_leaves_beside_a_text(folder):
     n = len(get_texts(folder))
@@ -290,3 +290,31 @@ def test_padding_does_not_change_a_prediction():
 def test_a_class_of_few_texts():
     df = pd.DataFrame(dict(text=[f'Text {i}.' for i in range(9)], label=['a']*4 + ['b']*4 + ['c']))
     with pytest.raises(ValueError, match="1 texts of class 'c': three are the least"): get_texts(df)
+
+def test_options_of_another_kind_of_source(folder, tmp_path):
+    "`ulmfit --text-col review my.csv` reads my.csv as a second column, and would train on the embedded reviews"
+    fails(lambda: get_texts('mini', text_col=['review', 'my.csv']), 'mini', 'text_col=')
+    for kw in (dict(label_col='stars'), dict(split_col='part')): fails(lambda: get_texts(folder, **kw), folder, 'are for tables')
+    df = pd.DataFrame(dict(text=[f'film {i}' for i in range(40)], label=['a', 'b']*20))
+    for kw in (dict(labels=['a']), dict(unlabelled=['b'])): fails(lambda: get_texts(df, **kw), 'labels=, unlabelled= for folders')
+
+def test_a_column_twice_in_a_file(tmp_path):
+    (tmp_path/'t.csv').write_text('text,label,text\n' + 'good,a,other\nbad,b,other\n'*9)
+    fails(lambda: get_texts(tmp_path/'t.csv'), "2 columns named 'text'", 'text.1')
+
+def test_blanks_around_labels_and_parts():
+    df = pd.DataFrame(dict(text=[f'film {i}' for i in range(12)], label=['a', 'a ', ' b']*4, part=['train']*6 + ['Test ']*2 + [' valid', 'val', 'unsup', 'TRAIN']))
+    got = texts_from_df(df, split_col='part')
+    assert set(got.label) == {'a', 'b', ''} and got.part.tolist() == ['train']*6 + ['test']*2 + ['train']*2 + ['unsup', 'train'] and got.is_valid.tolist() == [False]*8 + [True]*2 + [False]*2
+    assert texts_from_df(df.assign(part=[0., 1.]*6), split_col='part').part.tolist() == ['train', 'test']*6
+
+@pytest.mark.parametrize('name', ['valid', 'val', 'validation'])
+def test_the_folder_to_validate_on(folder, name):
+    for o in ('good', 'bad'): (folder/name/o).mkdir(parents=True); (folder/name/o/'1.txt').write_text(f'a {o} one')
+    df = get_texts(folder)
+    assert df[df.is_valid].text.tolist() == ['a bad one', 'a good one'] and df[df.is_valid].part.eq('train').all()
+
+def test_columns_by_index():
+    df = pd.DataFrame(dict(text=[f'film {i}' for i in range(12)], a=[0, 1]*6, b=[1, 0, 0]*4, part=['train']*8 + ['test']*4))
+    same = [texts_from_df(df, t, l, 'part') for t, l in [('text', ['a', 'b']), (df.columns[:1], df.columns[1:3]), (np.array(['text']), np.array(['a', 'b']))]]
+    for o in same[1:]: pd.testing.assert_frame_equal(same[0], o); assert o.attrs == same[0].attrs

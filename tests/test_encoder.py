@@ -11,6 +11,7 @@ from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
 from ulmfit_tut.restore import model_weights
 from ulmfit_tut.tokens import get_tokenizer
+from ulmfit_tut.ulmfit import classifier_learner
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
 
@@ -248,3 +249,10 @@ def test_what_an_expert_tried(corpus, vocab, enc, tmp_path):
     refused(load_text_model, clas, save_weights(tmp_path/'d.safetensors', w, **{**meta, 'seq_len': 20}), 'seq_len 20 / 8')
     clas.dls.vocab = clas.dls.vocab[0]                                                                     # as a regression learner has it
     with pytest.raises(ValueError, match='has no classes'): save_text_model(clas, tmp_path/'r.safetensors')
+
+def test_integers_of_numpy(short, tmp_path):
+    "They pass every check on the way, so they must go into a file as well"
+    corpus = text_corpus(get_texts(short, split_col='part'))
+    learn = classifier_learner(text_dls(corpus, bs=np.int64(8), seq_len=np.int64(8), device='cpu'), dict(emb_sz=8, n_hid=10, n_layers=np.int64(3)), max_len=np.int64(80))
+    assert words_of(save_encoder(learn, tmp_path/'e.safetensors')) == words_of(learn)
+    assert load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu').model[0].max_len == 80

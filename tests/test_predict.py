@@ -136,7 +136,7 @@ def test_two_text_columns_and_several_labels(short, tmp_path):
     with pytest.raises(ValueError, match="'title'"): predict(again, raw[['text']])
     marked = [f'xxfld 1 {a} xxfld 2 {b}' for a, b in zip(raw.title.head(5), raw.text.head(5))]
     pd.testing.assert_frame_equal(got.reset_index(drop=True), predict(again, marked))
-    with pytest.raises(ValueError, match=r"reads \['title', 'text'\]"): predict(again, [*marked, 'A fine film'])
+    with pytest.raises(ValueError, match=r"read \['title', 'text'\]"): predict(again, [*marked, 'A fine film'])
 
 def test_backwards(df, texts, tmp_path):
     learn = classifier(df, backwards=True)
@@ -300,3 +300,48 @@ def test_a_head_of_other_layers(df, tmp_path):
 def test_the_wrong_kind_of_learner(df):
     with pytest.raises(ValueError, match='no text classifier'): predict(lm(df), 'a film')
     with pytest.raises(ValueError, match='no language model'): generate(classifier(df), 'a film')
+
+@pytest.mark.parametrize('col', [pd.Index(['text']), np.array(['text']), ['text'], ('text',)])
+def test_columns_named_by_what_pandas_gives(df, col):
+    "By an Index all rows but the first had got probabilities of 0"
+    learn = classifier(df)
+    pd.testing.assert_frame_equal(predict(learn, df[:9], text_col=col), predict(learn, df[:9]))
+
+def test_another_number_of_columns_is_refused(df, short, tmp_path):
+    two = get_texts(short.assign(title='A title'), ['title', 'text'], split_col='part')
+    learn = load_classifier(save_text_model(classifier(two), tmp_path/'two.safetensors'), device='cpu')
+    table = short.assign(title='A title', more='more')
+    assert len(predict(learn, table[:3])) == len(predict(learn, table[:3], text_col=['more', 'text'])) == 3
+    for bad in ('text', ['title', 'text', 'more']):
+        with pytest.raises(ValueError, match=r"learner read \['title', 'text'\]: give a table of them"): predict(learn, table, text_col=bad)
+    with pytest.raises(ValueError, match=r"learner read \['text'\]"): predict(classifier(df), table, text_col=['title', 'text'])
+
+def test_a_stock_learner_of_the_first_column(df, tmp_path):
+    "fastai's `from_df` takes columns by place; of a table one then reads `text`, as fastai's own tables of tokens call it"
+    dls = TextDataLoaders.from_df(df[df.part.eq('train')][['text', 'label']], bs=4, device='cpu', num_workers=0)
+    learn = quiet(strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False)))
+    pd.testing.assert_frame_equal(predict(learn, df[['label', 'text']][:5]), predict(learn, df.text[:5]))
+    again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    pd.testing.assert_frame_equal(predict(again, df[:5]), predict(learn, df.text[:5]))
+
+def test_the_fewest_words_are_one(df):
+    logits = torch.tensor([[.5, 2., 1.]])
+    assert next_words(logits, top_p=0).tolist() == next_words(logits, top_p=1e-9).tolist() == [[0, 1, 0]]
+    assert generate(lm(df), 'The film', 5, seed=np.int64(3)) == generate(lm(df), 'The film', 5, seed=3)
+
+def test_blank_lines_are_rows_where_they_can_be_texts(df, tmp_path):
+    "Of several columns pandas drops a blank line, so a row for it would put all that follow out of step"
+    learn = classifier(df)
+    (tmp_path/'two.csv').write_text('id,text\n1,good\n\n2,bad\n3,dull\n\n')
+    (tmp_path/'one.csv').write_text('text\ngood\n\nbad\n')
+    assert len(pd.read_csv(predict_csv(learn, tmp_path/'two.csv', tmp_path/'o2.csv'))) == len(pd.read_csv(tmp_path/'two.csv')) == 3
+    assert len(pd.read_csv(predict_csv(learn, tmp_path/'one.csv', tmp_path/'o1.csv'))) == 3
+
+def test_what_is_no_table_is_found_before_a_text_is_read(df, tmp_path, monkeypatch):
+    learn, asked = classifier(df), []
+    monkeypatch.setattr('ulmfit_tut.predict.predict', lambda *a: asked.append(a))
+    (tmp_path/'t.csv').write_text('id,text\n' + '1,good\n'*20 + '1,good,too many\n')
+    with pytest.raises(ValueError, match='Expected 2 fields in line 22, saw 3'): predict_csv(learn, tmp_path/'t.csv', tmp_path/'o.csv', rows=5)
+    (tmp_path/'ok.csv').write_text('id,text\n1,good\n')
+    with pytest.raises(OSError): predict_csv(learn, tmp_path/'ok.csv', tmp_path/'ok.csv'/'o.csv')
+    assert not asked and not (tmp_path/'o.csv').exists()

@@ -3,8 +3,9 @@ import io, json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
-from ulmfit_tut import files, lm, runs, unfreeze
+from ulmfit_tut import cli, files, lm, runs, unfreeze
 from ulmfit_tut.batches import text_dls
+from ulmfit_tut.compare import tfidf
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import save_encoder, save_text_model
@@ -129,15 +130,38 @@ def test_epochs_of_the_tutorial(tmp_path, monkeypatch, start, n):
         c = json.loads((out/'config.json').read_text())
         assert (c['epochs'], c['lrs']) == (want, [2e-2, 1e-2, 5e-3, 1e-3] if (start, n) == ('wt103', 10_000) else [1e-2]*4)
 
-@pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 whole numbers'),
-    (dict(epochs=(0, 0, 0, 0)), 'not all of them 0'), (dict(epochs=(1, 1, 1, -1)), '4 whole numbers'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 
+@pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 numbers, whole'),
+    (dict(epochs=(0, 0, 0, 0)), '4 numbers, whole, not all 0'), (dict(epochs=(1, 1, 1, -1)), '4 numbers, whole'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio=1e80), 'at most 100'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 
     (dict(lrs=(1, 1, 0, 1)), 'above 0'), (dict(lrs=(1, 1, float('nan'), 1)), 'above 0'), (dict(bs=1), 'at least 2'), (dict(valid_pct=1.5), 'between 0 and 1'),
     (dict(seed=-1), 'seed'), (dict(drop_mult=-1), 'drop_mult'), (dict(bs=5000), 'largest that works'), (dict(text_col='review'), "'review'"),
-    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(drop_mult='0.3'), 'at most 2'), (dict(lm_drop_mult=None), 'at most 4'), (dict(lm_drop_mult=0), 'more than 0'),
+    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 numbers, whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(drop_mult='0.3'), 'at most 2'), (dict(lm_drop_mult=None), 'at most 4'), (dict(lm_drop_mult=0), 'more than 0'),
     (dict(seq_len=1500), 'at most 1440'), (dict(seed=2**40), 'at most'), (dict(lang='zz'), 'zz')])
 def test_mistakes(short, tmp_path, bad, has):
     with pytest.raises(ValueError) as e: ulmfit(short, tmp_path/'run', **{**fast, **bad})
     assert has in str(e.value) and not (tmp_path/'run').exists()
+
+def test_a_home_in_the_path(short, tmp_path, monkeypatch):
+    "pandas reads `~` as the home folder, so the run folder must lie there, too"
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.chdir(tmp_path)
+    ulmfit(short, '~/mine', **{**fast, 'lm_epochs': (0, 0), 'epochs': (0, 0, 0, 1)}, compare=(), cache='~/texts')
+    assert (tmp_path/'mine/report.html').exists() and (tmp_path/'texts').is_dir() and not (tmp_path/'~').exists()
+
+def test_another_run_begins_in_the_same_folder_meanwhile(short, tmp_path, monkeypatch):
+    import ulmfit_tut.ulmfit as module
+    def prepared(*args):
+        files.Path(tmp_path/'run').mkdir(exist_ok=True); runs.write(dict(seed=7), tmp_path/'run/config.json')
+        return text_corpus(*args)
+    monkeypatch.setattr(module, 'text_corpus', prepared)
+    with pytest.raises(FileExistsError, match='seed was 7 and is 42'): ulmfit(short, tmp_path/'run', **fast)
+    assert json.loads((tmp_path/'run/config.json').read_text()) == dict(seed=7)
+
+def test_word_counts_without_words(short):
+    emoji = get_texts(short.assign(text=[':-) 😀'*(1 + i%5) for i in range(len(short))]), split_col='part')
+    with pytest.raises(ValueError, match='words in them: leave tfidf out of compare='): tfidf(emoji)
+
+def test_a_command_that_is_stopped(monkeypatch):
+    def stop(m): raise KeyboardInterrupt
+    with pytest.raises(SystemExit, match='Stopped. Nothing was written.'): cli._run('ulmfit-predict', {}, 'cli', stop, 'Nothing was written.')
 
 def test_encoder_is_the_language_models(finished):
     "What the language model learned, not what the classifier made of it"

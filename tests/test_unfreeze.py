@@ -3,7 +3,7 @@ import random, subprocess, sys, time, warnings
 from copy import deepcopy
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F, F1Score, FocalLossFlat, GradientAccumulation, LabelSmoothingCrossEntropyFlat, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F, F1Score, FocalLossFlat, GradientAccumulation, LabelSmoothingCrossEntropyFlat, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, TextDataLoaders, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -12,6 +12,7 @@ from ulmfit_tut.encoder import save_text_model
 from ulmfit_tut.files import load_weights, save_weights
 from ulmfit_tut.predict import load_classifier
 from ulmfit_tut.restore import clean_exit, model_weights
+from ulmfit_tut.ulmfit import classifier_learner
 from ulmfit_tut.unfreeze import Stage, classifier_stages, discriminative, fit_stages, lm_stages, paper_stages
 
 small = dict(emb_sz=8, n_hid=10, n_layers=3)
@@ -384,7 +385,7 @@ def test_a_checkpoint_of_before(corpus, tmp_path):
     with pytest.raises(ValueError, match='another run.*opt None'): fit_stages(learn, stages[:1], file=save_weights(tmp_path/'s.safetensors', saved, **meta))
 
 def test_a_learner_without_texts(corpus, tmp_path):
-    with pytest.raises(ValueError, match='holds no texts to train on'): fit_stages(load_classifier(save_text_model(learner(corpus, 'classifier'), tmp_path/'c.safetensors'), device='cpu'), stages[:1])
+    with pytest.raises(ValueError, match='no batch to train on'): fit_stages(load_classifier(save_text_model(learner(corpus, 'classifier'), tmp_path/'c.safetensors'), device='cpu'), stages[:1])
 
 def test_other_labels_are_other_data(corpus, short, tmp_path):
     file = tmp_path/'s.safetensors'
@@ -461,3 +462,35 @@ def test_clean_exit_with_other_optimizers(name):
                                       ([Stage(-1., 1, .1)], 'freeze_to'), ([Stage(0, 1, [.1, .2])], 'a number above 0'), ([Stage(0, 1, .1, (.8, .7))], 'three numbers')])
 def test_bad_stages(corpus, plan, has):
     with pytest.raises(ValueError, match=has): fit_stages(learner(corpus, 'classifier'), plan)
+
+@pytest.mark.parametrize('kind', [FocalLossFlat, LabelSmoothingCrossEntropyFlat, CrossEntropyLossFlat])
+def test_other_weights_of_classes_are_another_loss(corpus, tmp_path, kind):
+    "The first two keep them as a plain tensor, which no `state_dict` holds"
+    learns = [learner(corpus, 'classifier') for _ in range(3)]
+    for o, w in zip(learns, (1., 9., 1.)): o.loss_func = kind(weight=torch.tensor([1., w]))
+    fit_stages(learns[0], stages[:1], file=tmp_path/'c.safetensors')
+    with pytest.raises(ValueError, match='another run, checkpoint / now: loss'): fit_stages(learns[1], stages[:1], file=tmp_path/'c.safetensors')
+    fit_stages(learns[2], stages[:1], file=tmp_path/'c.safetensors')
+
+def test_no_batch_to_train_on(corpus):
+    "Of fewer texts than `bs` fastai's loader drops its only batch"
+    df = corpus.df[corpus.df.part.eq('train')]
+    dls = TextDataLoaders.from_df(df[['text', 'label']], bs=64, device='cpu', num_workers=0)
+    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False)
+    with pytest.raises(ValueError, match='no batch to train on.*smaller bs'): fit_stages(learn, stages)
+
+def test_windows_of_stock_loaders(corpus):
+    dls = TextDataLoaders.from_df(corpus.df[corpus.df.part.eq('train')][['text', 'label']], bs=4, seq_len=20, device='cpu', num_workers=0)
+    assert classifier_learner(dls, small).model[0].bptt == 20
+    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=8)
+    with pytest.raises(ValueError, match='seq_len=8, its DataLoaders pad for 20'): fit_stages(learn, stages)
+
+def test_what_another_run_is_writing_stays(corpus, tmp_path):
+    (tmp_path/'.ck.v2.1-1.tmp').write_text('in the making'); (tmp_path/'.ck.77-7.tmp').write_text('left by a killed run')
+    fit_stages(learner(corpus, 'classifier'), stages[:1], file=tmp_path/'ck')
+    assert {o.name for o in tmp_path.iterdir()} == {'ck', '.ck.v2.1-1.tmp'}
+
+def test_several_labels_have_a_metric_of_their_own(short):
+    df = get_texts(short.assign(long=short.text.str.len().gt(60), loud=short.text.str.contains('!')), label_col=['long', 'loud'], split_col='part')
+    learn = classifier_learner(text_dls(text_corpus(df), bs=8, seq_len=8, device='cpu'), small)
+    with learn.no_bar(), learn.no_logging(): assert 'accuracy_multi' in fit_stages(learn, stages[:1])[0]

@@ -28,17 +28,18 @@ def parse_args(
     return vars(p.parse_args(args))
 
 # %% ../nbs/api/cli.ipynb #fb7e8590
-def _run(prog, args, module, work):
+def _run(prog, args, module, work, stopped=''):
     "Import `module` now, and work with it; an error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
-    with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # it imports what torch and pandas have deprecated
-    try: work(m, **args)
+    try:
+        with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # torch and pandas deprecate much
+        work(m, **args)
+    except KeyboardInterrupt: sys.exit(f'\nStopped. {stopped}')
     except (ValueError, OSError, RuntimeError) as e:
-        sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({"|".join(args)})=', lambda m: m[0] if m[1] == 'source' else '--' + m[0].replace('_', '-'), str(e)))
+        sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({"|".join(args)})=', lambda m: m[0] if m[1] == 'source' else '--' + m[0].replace('_', '-'), str(e).strip()))
 
 def main():
     "The console command of `ulmfit`"
-    try: _run('ulmfit', parse_args(), 'ulmfit', lambda m, **kw: m.ulmfit(**kw))
-    except KeyboardInterrupt: sys.exit('\nStopped. The same command goes on after the last finished epoch.')
+    _run('ulmfit', parse_args(), 'ulmfit', lambda m, **kw: m.ulmfit(**kw), 'The same command goes on after the last finished epoch.')
 
 # %% ../nbs/api/cli.ipynb #bb4b76a1
 def predict_main():
@@ -49,4 +50,4 @@ def predict_main():
             ('--encoding', 'utf8', 'of the source'), ('--bs', 128, 'texts in a batch'), ('--device', None, 'default the fastest at hand')]:
         p.add_argument(k, default=v, type=type(v or ''), help=about, nargs='+' if k in ('classifier', '--text-col') else None)
     def work(m, classifier, device, **kw): print(f'{m.predict_csv(m.L(classifier).map(m.load_classifier, device=device).concat(), **kw)} is written')
-    _run('ulmfit-predict', vars(p.parse_args()), 'predict', work)
+    _run('ulmfit-predict', vars(p.parse_args()), 'predict', work, 'Nothing was written.')

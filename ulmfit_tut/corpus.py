@@ -104,7 +104,7 @@ def _build(d, key, df, tok, encoding, n_workers, progress, stats):
     (d/'meta.json').write_text(json.dumps(meta, indent=1))
     return h.hexdigest()
 
-def corpora_path(cache=None): return Path(cache or fastai_cfg().path('data')/'text_corpora')
+def corpora_path(cache=None): return Path(cache or fastai_cfg().path('data')/'text_corpora').expanduser()
 
 def text_corpus(
     df:pd.DataFrame, # texts as `get_texts` gives them; with `read=False` they stay on disk

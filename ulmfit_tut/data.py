@@ -37,7 +37,7 @@ def read_text(f:Path, encoding:str='utf8') -> str: # line ends are `\n`, as Pyth
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
     try: text = data.decode(encoding).removeprefix('\ufeff')                 # with which Windows marks UTF-8
-    except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): try encoding="cp1252" or another') from None
+    except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): mend it, or try encoding="cp1252", "utf-16" ...') from None
     return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
 def _strings(texts, kinds=str):
@@ -57,9 +57,9 @@ def texts_from_folder(
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if odd := [u for u in unlabelled if u in labels or u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
         raise ValueError(f'unlabelled={odd}: {path} has no such folder, or labels= names it as well')
-    parts = [p for p in ('train', 'valid', 'test') if (path/p).is_dir()]
+    parts = [p for p in ('train', 'valid', 'val', 'validation', 'test') if (path/p).is_dir()]
     classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir() and o.name[0] != '.'} - {*unlabelled})
-    for d,c,part in [*((f'{p}/{c}', c, p) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
+    for d,c,part in [*((f'{p}/{c}', c, _parts[p]) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
         names = sorted(o for o in os.listdir(path/d) if o[0] != '.') if (path/d).is_dir() else []
         files = [o for o in names if o.lower().endswith('.txt')]
         if odd := sorted({*names} - {*files})[:3]: warnings.warn(f'{path/d}: {len(names) - len(files)} entries that are no .txt files are left out, {odd}')
@@ -75,7 +75,7 @@ def _check(df, name):
     "What every source must satisfy: two classes, a part to test on; a `valid` part serves as test where there is none"
     part = df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')
     test = part.eq('test')
-    if not test.any(): raise ValueError(f'{name} has no "test" or "valid" part: hold some texts back, or nobody can say how good the classifier is')
+    if not test.any(): raise ValueError(f'{name} has no texts of classes in a "test" or "valid" part: hold some back, or nobody can say how good it is')
     df['part'],df['is_valid'] = part.replace('valid', 'train'),part.eq('valid')
     if 'text' in df and (n := df.text[test].isin(df.text[~test]).sum()):
         warnings.warn(f'{name}: of the test texts {n} stand in another part, too, word for word, and the accuracy on them promises too much')
@@ -87,7 +87,7 @@ def _check(df, name):
     return df
 
 # %% ../nbs/02_data.ipynb #f64bb9e1
-_parts = {'train':'train', 'valid':'valid', 'validation':'valid', 'test':'test', 'unsup':'unsup', 'false':'train', 'true':'test', '0':'train', '1':'test'}
+_parts = {o: p for p,os in dict(train='train false 0 0.0', valid='valid val validation', test='test true 1 1.0', unsup='unsup').items() for o in os.split()}
 
 def _flag(o): return {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}.get(str(o).lower())
 
@@ -111,16 +111,17 @@ def texts_from_df(
     def refuse(bad, what):
         if len(at := np.flatnonzero(bad)): raise ValueError(f'{name}: {what} in rows {at[:5].tolist()} ({len(at)} in all, counted from 0): fill or drop them')
     for c in (*text_cols, *label_cols, *listify(split_col)):
-        if (n := [*df.columns].count(c)) != 1: raise ValueError(f'{name} has {n} columns named {c!r} of {[*df.columns]}: set text_col=, label_col=, split_col=')
+        # of a file, pandas names the second `.1`
+        if (n := [*df.columns].count(c) + (f'{c}.1' in df)) != 1: raise ValueError(f'{name} has {n} columns named {c!r} of {[*df.columns]}: set text_col= ...')
     df = df.reset_index(drop=True)
     for c in text_cols: refuse([not isinstance(o, str) or not o.strip() for o in df[c]], f'{c!r} is empty or no text')
-    parts = 'train' if split_col is None else [_parts.get(str(o).lower()) for o in df[split_col]]
+    parts = 'train' if split_col is None else [_parts.get(str(o).strip().lower()) for o in df[split_col]]
     res = pd.DataFrame(dict(text=join_fields(df, text_cols), label='', part=parts))
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
     if len(label_cols) == 1:
         if df[label_cols[0]].map(is_listy).any(): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
-        res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str)       # 0.0 is the class 0 where some labels are missing
+        res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str).str.strip()     # 0.0 is the class 0 where some are missing
     else:
         for c in label_cols: refuse(df[c].map(_flag).isna() & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
         res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flag(o)) for r in df[label_cols].itertuples(index=False)]
@@ -159,6 +160,8 @@ def get_texts(
     elif Path(source).suffix.lower() == '.csv': df = from_df(*_csv(source, encoding), name=str(source))
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
+    if f'{text_col} {label_col} {split_col}' != 'text label None' if 'file' in df else labels or [*unlabelled] != ['unsup']:
+        raise ValueError(f'{source}: text_col=, label_col=, split_col= are for tables, labels=, unlabelled= for folders: leave out, or name another source')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
     gone = df[df.part.eq('train') & df.label.map(type).eq(str)].groupby('label').is_valid.all()
     if gone.any(): raise ValueError(f'Classes {[*gone[gone].index]} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
@@ -199,6 +202,4 @@ def text_vocab(
 # %% ../nbs/02_data.ipynb #45c1eb7b
 class PadChunks(Pad_Chunk):
     "`Pad_Chunk` to a multiple of `seq_len`, so that a text's prediction does not depend on its batch (fastai issue 3379)"
-    def before_call(self, b):
-        super().before_call(b)
-        self.max_len = -(-self.max_len//self.seq_len)*self.seq_len
+    def before_call(self, b): super().before_call(b); self.max_len = -(-self.max_len//self.seq_len)*self.seq_len

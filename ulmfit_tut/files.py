@@ -18,7 +18,7 @@ def replacing(path:Path): # yields a path beside it, which takes its place when 
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
-    tmp.unlink(missing_ok=True)                              # of a killed process that had the same number
+    tmp.write_bytes(b'')                                     # now, not after the work, one learns that it cannot be written
     try:
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())

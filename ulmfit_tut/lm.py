@@ -12,7 +12,6 @@ from .files import load_weights
 from .tokens import tokenizer_names
 
 # %% ../nbs/03_language_model.ipynb #be821e8e
-_models = _files.parent/'models'
 pretrained_names = ('wiki', 'movies', 'wt103', 'none')
 
 class _OnlyLists(pickle.Unpickler):
@@ -32,15 +31,16 @@ def pretrained_lm(
     tok=(None, None) # `tokenizer_names` that a file of your own must not contradict
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
-    if name == 'none': return None, [], load_weights(_models/'wiki.safetensors')[1]['config']
+    if name == 'none': return None, [], load_weights(_files.parent/'models/wiki.safetensors')[1]['config']
     if name == 'wt103':
-        url,pth = (URLs.WT103_BWD, 'lstm_bwd.pth') if backwards else (URLs.WT103_FWD, 'lstm_fwd.pth')
-        pth,itos = _fetch(url, pth, 'itos_wt103.pkl', kind='model', instead='pretrained="movies", which is embedded')
-        return clean_raw_keys(torch.load(pth, map_location='cpu', weights_only=True)), read_vocab(itos), dict(emb_sz=400, n_hid=1152, n_layers=3)
+        url,instead = URLs.WT103_BWD if backwards else URLs.WT103_FWD,'pretrained="movies", which is embedded'
+        pth,itos = _fetch(url, f'lstm_{"bwd" if backwards else "fwd"}.pth', 'itos_wt103.pkl', kind='model', instead=instead)
+        vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
+        return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
     if backwards and name == 'wiki': raise ValueError('\'wiki\' reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
     own = {} if name in pretrained_names else dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1])      # what a file of your own must say
     if own and Path(str(name)).suffix != '.safetensors': raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors')
-    weights,meta = load_weights(name if own else _models/f'{name}{"-bwd"*backwards}.safetensors')
+    weights,meta = load_weights(name if own else _files.parent/f'models/{name}{"-bwd"*backwards}.safetensors')
     odd = [f'{k} {meta[k]!r} in place of {v!r}' for k,v in (own or dict(tokenizer=tok[0])).items() if v is not None and meta.get(k) not in (v, None)]
     if odd := odd + ['a decoder of its own, here it shares the word rows']*('1.decoder.weight' in weights):
         raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as it says, or take another, pretrained="none" for one')

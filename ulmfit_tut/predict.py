@@ -39,9 +39,9 @@ def _ids(learn, texts):
 
 def _texts(learn, texts, text_col):
     "A list of strings, of a table from the columns of training if no others are named"
-    cols = text_columns(learn) or ['text']
-    if isinstance(texts, pd.DataFrame): texts = CorpusText(None, cols if text_col is None else np.array(text_col, object).ravel().tolist()).texts(texts)
-    elif cols[1:] and not all(FLD in str(o) for o in texts): raise ValueError(f'The learner reads {cols}: give a table of them')
+    cols,own = text_columns(learn) or ['text'],[] if text_col is None else np.array(text_col, object).ravel().tolist()
+    if isinstance(texts, pd.DataFrame) and len(own or cols) == len(cols): texts = CorpusText(None, own or cols).texts(texts)
+    elif len(own or cols) != len(cols) or cols[1:] and any(FLD not in str(o) for o in texts): raise ValueError(f'The learner read {cols}: give a table of them')
     _strings(texts)
     return list(texts)
 
@@ -109,8 +109,9 @@ def predict_csv(
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
+    one = {len(df.columns) for df in _csv(source, encoding, chunksize=rows)} == {1}            # what is no CSV fails here; a blank line of one column is a text
     with replacing(out) as tmp:
-        for i,df in enumerate(_csv(source, encoding, chunksize=rows, skip_blank_lines=False)):
+        for i,df in enumerate(_csv(source, encoding, chunksize=rows, skip_blank_lines=not one)):
             predict(learn, df.fillna(''), bs, text_col).to_csv(tmp, mode='a', header=not i, index=False)
     return Path(out)
 

@@ -20,8 +20,7 @@ def clean_exit(
     keep_opt:bool=True # give the optimizer back as well, and what was frozen; else leave them as the exception found them
 ): # yields the weights that an exception brings back; the block may bring them up to date
     "Whatever stops the block, Ctrl-C too, leaves a learner that can be used: no autocast, no stale gradients, weights as they were"
-    opt = learn.opt
-    weights,state = deepcopy((model_weights(learn.model), keep_opt and opt and (opt.state_dict(), opt.frozen_idx)))
+    opt,(weights,state) = learn.opt,deepcopy((model_weights(learn.model), keep_opt and learn.opt and (learn.opt.state_dict(), learn.opt.frozen_idx)))
     try: yield weights
     except BaseException:
         cast = next((getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision)), None)

@@ -49,8 +49,7 @@ def tokenizer_names(tok) -> tuple: # of the tokenizer (SentencePiece's with a di
     return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
 
 # %% ../nbs/api/tokens.ipynb #963c6e0f
-def text_digests(texts) -> bytes: # 16 bytes a text
-    return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)
+def text_digests(texts) -> bytes: return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)   # 16 bytes a text
 
 def file_stats(files) -> np.ndarray: # a row a file: size, number, clock of its content and of its entry, in ns
     "What tells whether files have changed"

@@ -82,7 +82,7 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates; default 2 2 2 8, 1e-2; from wt103 with 10,000 labels fastai's tutorial
+    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates; default 2 2 2 8, 1e-2, fastai's tutorial for wt103 with 10,000 labels
     lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on the dropouts of the AWD-LSTM; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
@@ -95,20 +95,20 @@ def ulmfit(
 ) -> pd.DataFrame: # a row per stage, with its seconds
     "ULMFiT from reviews to a classifier that was tested once; writes the run folder `out`. Bad input is a `ValueError` or `OSError` before any work"
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
-    c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out)
+    c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out).expanduser()
     check_settings(c | {k: v for k,v in _usual.items() if c[k] is None})
     try: tok = get_tokenizer(lang)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
     c |= {k: v for k,v in (_tutorial if c['pretrained'] == 'wt103' and df.part.eq('train').sum() >= 10_000 else _usual).items() if c[k] is None}
-    config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).name, 'data': _sha(df.to_csv(index=False)),
+    config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).absolute().name, 'data': _sha(df.to_csv(index=False)),
         'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),
         'classes': sorted(set(df[df.part.eq('train')].label)), 'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
     lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
-    write({**config, 'vocab_sz': len(vocab)}, out/'config.json')
+    if not unfinished(out, config): write({**config, 'vocab_sz': len(vocab)}, out/'config.json')     # asked again: another run may have begun meanwhile
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
           f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}' + f'\n{n_long:,} texts exceed the 1,440 tokens that the head sees'*(n_long > 0))
     print(f'About {minutes(lm, clas, c, sizes):.1f} minutes{" in all"*goes_on} on {c["device"]}, {sum(c["epochs"])} epochs of the classifier. Folder: {out}')
@@ -127,11 +127,11 @@ def ulmfit(
     save_text_model(learn, out/'classifier.safetensors')
     write(table.iloc[-1][['accuracy', 'low', 'high', 'n']].to_dict(), out/'test.json')
     reasons = []
-    for i,o in read_run(out)['wrong'].text.loc[lambda o: o.str.len() < 5000][:10].items():
+    for i,o in read_run(out)['wrong'].text.loc[lambda o: o.str.len() < 1500][:10].items():
         with contextlib.suppress(ValueError): reasons.append(why(learn, o).assign(text=i))            # a text without words gives none
     if reasons: write(pd.concat(reasons), out/'why.csv')
     report(out)
-    shutil.rmtree(out/'state')
+    shutil.rmtree(out/'state', ignore_errors=True)
     res = tables['metrics'].merge(tables['timings'])
     print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:')
     print(f'{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
