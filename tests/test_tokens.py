@@ -1,5 +1,6 @@
 """The same tokens as fastai's, for text nobody planned for."""
-import multiprocessing, re, sys
+import multiprocessing, re, signal, subprocess, sys, time
+from pathlib import Path
 import pytest
 import pandas as pd
 from fastai.text.all import SpacyTokenizer, Tokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg
@@ -139,3 +140,23 @@ def test_imdb():
     files = sorted((fastai_cfg().path('data')/'imdb'/'test').glob('*/*.txt'))[::25]
     assert len(files) == 1000
     same([f.read_text(encoding='utf8') for f in files])
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere nothing tells a process that its parent is gone')
+@pytest.mark.parametrize('sig', [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_killed_process(tmp_path, sig):
+    "They had waited for ever, with half a gigabyte each"
+    code = """import multiprocessing, time
+from ulmfit_tut.tokens import encode_texts
+blocks = iter(encode_texts([f'a film {i} ' + 'word '*2000 for i in range(600)], n_workers=2, progress=False))
+next(blocks)
+print(*[o.pid for o in multiprocessing.active_children()], flush=True)
+time.sleep(600)"""
+    with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True) as p:
+        pids = list(map(int, p.stdout.readline().split()))
+        assert len(pids) == 2 and all(Path(f'/proc/{o}').exists() for o in pids)
+        p.send_signal(sig)
+    def runs(pid): return Path(f'/proc/{pid}/stat').exists() and Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    for _ in range(100):
+        if not any(map(runs, pids)): break
+        time.sleep(.1)
+    assert not any(map(runs, pids))

@@ -49,7 +49,7 @@ def tokenizer_names(tok) -> tuple: # of the tokenizer (SentencePiece's with a di
     return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
 
 # %% ../nbs/api/tokens.ipynb #963c6e0f
-def text_digests(texts) -> bytes: return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)   # 16 bytes a text
+def text_digests(texts) -> bytes: return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)   # 16 bytes each
 
 def file_stats(files) -> np.ndarray: # a row a file: size, number, clock of its content and of its entry, in ns
     "What tells whether files have changed"
@@ -73,7 +73,8 @@ class _Work:
 
 def _start(*how):
     global _work
-    gc.freeze(); gc.set_threshold(100_000)      # what was made before the fork is not looked through again, and stays shared; then come lists of strings
+    # What was made before the fork is not looked through again, and stays shared; then come lists of strings. Under Linux a worker ends with its process
+    gc.freeze(); gc.set_threshold(100_000); getattr(torch.multiprocessing, '_prctl_pr_set_pdeathsig', noop)(9)
     _work = _Work(*how)
 
 def _run(items): return _work(items)
