@@ -216,7 +216,8 @@ def test_valid_by_mask(corpus, vocab):
     assert list(dls.valid_ds.items) == np.flatnonzero(mask).tolist()
     one = int(np.flatnonzero(mask)[0])
     assert list(text_dls(corpus, vocab, bs=4, valid=one, device='cpu').valid_ds.items) == [one]
-    for bad in ([-1], [len(corpus)], mask[:9], mask.astype(int), [3, 3], 'valid', [.5]):
+    tests = np.flatnonzero(corpus.df.part.eq('test'))                   # as positions within a part of the table would hit them
+    for bad in ([-1], [len(corpus)], mask[:9], mask.astype(int), [3, 3], 'valid', [.5], [one, tests[0]]):
         with pytest.raises(ValueError, match='valid'): text_dls(corpus, vocab, bs=4, valid=bad)
 
 def test_words_of_validation_stay_unknown(tmp_path):
@@ -347,4 +348,4 @@ def test_what_merging_does_to_a_table(short):
     assert odd.vocab(min_freq=1) == plain.vocab(min_freq=1) != list(text_vocab(plain.counts(range(len(plain))), min_freq=1))
     assert len(text_dls(odd, bs=8, device='cpu').valid_ds) == df[df.part.eq('train')].is_valid.sum()
     odd.df = odd.df[:-1]
-    with pytest.raises(ValueError, match='mask of booleans over all 120 rows'): text_dls(odd, bs=8, device='cpu')
+    with pytest.raises(ValueError, match='use a boolean for each of 120 rows'): text_dls(odd, bs=8, device='cpu')

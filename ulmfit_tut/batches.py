@@ -179,8 +179,8 @@ def text_dls(
     if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: whole numbers, at least 1')
     df,valid = corpus.df,np.asarray(corpus.df.is_valid.eq(True) if valid is None else valid)
     held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
-    if len(held) != len(corpus) or valid.dtype != bool and held.sum() != valid.size:
-        raise ValueError(f'valid={valid!r:.60}: use a mask of booleans over all {len(corpus)} rows, or positions from 0 to {len(corpus) - 1}, each once')
+    if len(held) != len(corpus) or valid.dtype != bool and (held.sum() != valid.size or df.part[held].eq('test').any()):
+        raise ValueError(f'valid={valid!r:.60}: use a boolean for each of {len(corpus)} rows, or positions 0 to {len(corpus) - 1}, each once, none of test')
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)
     rows = [np.flatnonzero(use & ~held), np.flatnonzero(use & held)]
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
