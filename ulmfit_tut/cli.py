@@ -15,7 +15,7 @@ def parse_args(
     args:list=None # words of a command line; default those of this process
 ) -> dict: # arguments of `ulmfit`
     "Words of a command line, by default those of this process; the options have name, default and comment of each argument of the function"
-    p = _parser('ulmfit', 'ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report.')
+    p = _parser('ulmfit', 'ULMFiT end to end: reviews, language model, encoder, classifier in four stages, one look at test, a report. Name the source first.')
     src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
     nargs = dict(source='?', text_col='+', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
