@@ -12,7 +12,8 @@ _n = r'(?<![\w.,/$-])(\d[\d,]*(?:\.\d+)?|\.\d+)'
 _units = r'%|per cent|ms|s|seconds?|min|minutes?|h|hours?|days?|[kKMG]i?B|x|×|times|k|M|thousand|million|billion|tokens/s'
 _kinds = re.compile(rf'{_n}(?:[\s\xa0-]?({_units})(?![\w/]|\s\d))|(?<![\w.,/$-])(\d{{1,3}}(?:,\d{{3}})+)|(?<![\w.,/$-])(0?\.\d\d+)(?![\d.]*\w)'
                     rf'|(?:accurac(?:y|ies)|perplexity|loss|error)(?:\s(?:of|is|was|at|by|to|about|around))*\s{_n}(?![\w.]*\d)(?:[\s\xa0]?(%|per cent))?', re.I)
-_source = re.compile(r'arXiv|(?i:\b(?:sections?|tables?|figures?) \d)|\]\([^)]+\)|https?://|`[\w./-]+\.(?:json|csv|py|ipynb|md|txt)`'
+# what was published elsewhere, or a file that holds figures; a link within the book, and a program, hold none
+_source = re.compile(r'arXiv|(?i:\b(?:sections?|tables?|figures?) \d)|https?://|`[\w./-]+\.(?:json|csv|ipynb)`|`\w+/[\w./-]+\.py` of v1'
                      r'|(?:et al\.|others|and [A-Z]\w+|\([A-Z]\w+),? \(?(?:19|20)\d\d\b')
 Number = namedtuple('Number', 'file cell text number unit where')                        # `where` is empty for a number that nothing supports
 
@@ -29,7 +30,11 @@ def shown(nb):
     texts = [s for o in outs for s in (o.get('text'), *(v for k,v in o.get('data', {}).items() if k in ('text/plain', 'text/html', 'text/markdown'))) if s]
     return html.unescape(re.sub(r'<style.*?</style>|<[^>]*>', ' ', '\n'.join(map(''.join, texts)), flags=re.S))
 
-def leaves(o): return [x for v in (o.values() if isinstance(o, dict) else o) for x in leaves(v)] if isinstance(o, (dict, list)) else [o]
+def leaves(o):
+    "Numbers of a results file, but for long lists of bare ones: among hundreds, one or another matches anything"
+    if isinstance(o, dict): return [x for v in o.values() for x in leaves(v)]
+    if isinstance(o, list): return [] if len(o) > 40 and not isinstance(o[0], dict) else [x for v in o for x in leaves(v)]
+    return [o]
 
 def values(text): return {float(o.replace(',', '')) for o in re.findall(r'(?<![\w.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:e-?\d+)?', text)}
 

@@ -54,8 +54,15 @@ def test_shuffled_lm_batches_are_fastais_in_that_order(corpus, vocab):
 def test_classifier_batches_are_fastais(corpus, vocab):
     dls = text_dls(corpus, vocab, bs=4, seq_len=8, device='cpu')
     stock = SortedDL(dls.valid_ds, bs=4, before_batch=PadChunks(seq_len=8), num_workers=0)
-    for a, b in zip(dls.valid, stock):
-        assert sorted(a[0].tolist()) == sorted(b[0].tolist()) and [type(o) for o in a] == [type(o) for o in b]
+    for a, b in zip(dls.valid, stock, strict=True):
+        assert sorted(zip(a[0].tolist(), a[1].tolist())) == sorted(zip(b[0].tolist(), b[1].tolist())) and [type(o) for o in a] == [type(o) for o in b]
+
+def test_batches_come_in_random_order(corpus, vocab):
+    "Or every epoch would go from the longest texts to the shortest"
+    dl = text_dls(corpus, vocab, bs=2, seq_len=8, device='cpu').train
+    for _ in range(3):
+        dl.randomize()
+        assert (np.diff(dl.lens[dl.get_idxs()[2:-2:2]]) > 0).any()
 
 def test_every_text_once_longest_first(corpus, vocab):
     dl = text_dls(corpus, vocab, bs=8, seq_len=8, device='cpu').train.new(drop_last=False)

@@ -115,7 +115,7 @@ def test_stock_loaders_are_refused():
 def test_batches_hold_the_rows_of_their_texts(df, corpus):
     dls, plain = loaders(corpus), loaders(corpus, (), ())
     for a, b in zip(dls, plain):
-        for (x, cats, conts, y), (x2, y2) in zip(a, b): assert x.equal(x2) and y.equal(y2)
+        for (x, cats, conts, y), (x2, y2) in zip(a, b, strict=True): assert x.equal(x2) and y.equal(y2)
     for dl in dls:
         rows, seen = df.iloc[[*dl.dataset.items]].reset_index(drop=True), 0
         order = dl.get_idxs() if dl is dls.valid else None
@@ -125,6 +125,7 @@ def test_batches_hold_the_rows_of_their_texts(df, corpus):
             own = rows.iloc[order[seen:seen + len(x)]]; seen += len(x)
             assert back['shop'].tolist() == own['shop'].fillna('#na#').tolist() and back.day.tolist() == own.day.tolist()
             np.testing.assert_allclose(back.stars, own.stars.fillna(df.stars[df.part.eq('train') & ~df.is_valid].median()), atol=1e-4)
+        assert order is None or seen == len(rows)
 
 def test_shuffled_batches_keep_rows_together(df, corpus):
     "By a column that says which text it is"
@@ -225,8 +226,8 @@ def test_weights_know_their_columns(df, corpus, joined, tmp_path):
     renamed = df.assign(shop=df['shop'].replace({'Moss': 'Zoo'}))
     strange = learner(loaders(type(corpus)(corpus.path, renamed, corpus.tok)))
     with pytest.raises(ValueError, match='categories'): load_text_model(strange, file)
-    with pytest.raises(ValueError): load_classifier(file)
-    with pytest.raises(ValueError): load_text_model(learner(loaders(corpus, (), ())), file)
+    with pytest.raises(ValueError, match='reads columns beside the text'): load_classifier(file)
+    with pytest.raises(ValueError, match='do not fit'): load_text_model(learner(loaders(corpus, (), ())), file)
 
 def test_the_wrong_way(df, corpus, joined):
     with pytest.raises(ValueError, match='test_dl'): predict(joined, 'a film')

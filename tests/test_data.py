@@ -1,5 +1,5 @@
 """What makes a bad source: each a clear error before any work, with nothing written."""
-import warnings
+import time, warnings
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest
 from fastai.text.all import URLs
@@ -95,11 +95,20 @@ def test_semicolons(tmp_path):
     f.write_text('text;label\n' + 'fine;a\ndull;b\n'*9)
     fails(lambda: get_texts(f), f, "['text;label']")
 
-def test_threads_leave_warnings_alone(tmp_path):
-    pd.DataFrame(dict(text=[f'film {i}' for i in range(40)], label=['a', 'b']*20)).to_csv(tmp_path/'x.csv', index=False)
-    before = warnings.filters[:]
-    with ThreadPoolExecutor(6) as ex: assert {len(o) for o in ex.map(lambda _: get_texts(tmp_path/'x.csv'), range(12))} == {40}
-    assert warnings.filters == before
+def test_one_table_is_read_at_a_time(tmp_path, monkeypatch):
+    "`catch_warnings` is not made for threads"
+    inside, most = [], []
+    class Slow:
+        n = 1
+        def __next__(self):
+            if not self.n: raise StopIteration
+            self.n -= 1
+            inside.append(1); most.append(len(inside)); time.sleep(.05); inside.pop()
+            return pd.DataFrame(dict(text=['a']))
+    monkeypatch.setattr(data.pd, 'read_csv', lambda *a, **k: Slow())
+    (f := tmp_path/'x.csv').write_text('text\na\n')
+    with ThreadPoolExecutor(6) as ex: assert [len(o[0]) for o in ex.map(lambda _: list(data._csv(f, 'utf8')), range(6))] == [1]*6
+    assert max(most) == 1 and len(most) == 6
 
 def test_a_mark_of_windows_is_no_text(folder):
     (folder/'train/bad/0.txt').write_text('one bad film', encoding='utf-8-sig')
@@ -252,7 +261,7 @@ def test_corpus_smaller_than_a_batch(tmp_path):
     fails(lambda: text_dls(corpus, vocab, is_lm=True, bs=32), 'bs=31')
     assert text_dls(corpus, vocab, is_lm=True, bs=31, device='cpu').one_batch()[0].shape == (31, 1)
 
-def test_vocabulary_does_not_depend_on_order_or_test():
+def test_vocabulary_does_not_depend_on_order():
     toks = [['b', 'a', 'a', 'b', 'c', 'c', 'd']]
     assert text_vocab(toks, min_freq=2) == text_vocab([toks[0][::-1]], min_freq=2)
     assert 'd' not in text_vocab(toks, min_freq=2)
@@ -313,6 +322,13 @@ def test_the_folder_to_validate_on(folder, name):
     for o in ('good', 'bad'): (folder/name/o).mkdir(parents=True); (folder/name/o/'1.txt').write_text(f'a {o} one')
     df = get_texts(folder)
     assert df[df.is_valid].text.tolist() == ['a bad one', 'a good one'] and df[df.is_valid].part.eq('train').all()
+
+def test_seed_chooses_what_is_held_back(short):
+    df = short[short.part.ne('unsup')].drop(columns='part')
+    a, b, c = (get_texts(df, seed=o) for o in (1, 1, 2))
+    assert a.equals(b) and not a.part.equals(c.part)
+    a, c = (get_texts(short, split_col='part', seed=o) for o in (1, 2))
+    assert a.part.equals(c.part) and not a.is_valid.equals(c.is_valid) and a.is_valid.sum() == c.is_valid.sum()
 
 def test_columns_by_index():
     df = pd.DataFrame(dict(text=[f'film {i}' for i in range(12)], a=[0, 1]*6, b=[1, 0, 0]*4, part=['train']*8 + ['test']*4))

@@ -88,6 +88,11 @@ def test_hostile_names(tmp_path):
     assert r['predictions'].label[1]=='NA' and r['confusion'].shape==(4,4) and r['wrong'].p_said.tolist()==[.7]*8 and (r['wrong'].p_true-.1).abs().max()<1e-9
     check(run)
 
+def test_confusion_by_hand(tmp_path):
+    "A row is what the text is, a column is what the model says"
+    run = make(tmp_path/'r', classes=('a', 'b', 'c'), texts=['x']*5)
+    assert read_run(run)['confusion'].to_numpy().tolist() == [[0, 2, 0], [0, 0, 2], [1, 0, 0]]
+
 def test_same_bytes(tmp_path):
     a,b = (report(make(tmp_path/o)).read_bytes() for o in 'ab')
     assert a==b and b'\r' not in a
@@ -256,4 +261,10 @@ def test_contrast():
     for c in (light, dark):
         for k in ('fg','mute','c0','c1','c2','c3','c4'): assert contrast(c[k], c['bg'])>=4.5, k
         for k in ('fg','mute'): assert contrast(c[k], c['panel'])>=4.5, k
-        for k in ('#2882dc','#e16e14'): assert contrast(c['fg'], mix(c['bg'], k, .5))>=4.5, k
+    html = (Path(ulmfit_tut.report.__file__).parent/'data_files/report.html').read_text(encoding='utf-8')
+    deepest = sum(map(float, re.search(r'format\((0\.\d+) \+ (0\.\d+)\*k/of', html).groups()))
+    drawn = [(o, deepest) for o in re.findall(r'\.conf \.(?:yes|no)\{background:rgba\((\d+),(\d+),(\d+),var\(--a\)\)', css)]
+    drawn += [(o, float(re.search(r'\.u mark\{--a:([.\d]+)', css)[1])) for o in re.findall(r'\.u \.(?:for|against)\{background:rgba\((\d+),(\d+),(\d+),var', css)]
+    assert len(drawn) == 4
+    for c in (light, dark):
+        for rgb, t in drawn: assert contrast(c['fg'], mix(c['bg'], '#'+''.join(f'{int(o):02x}' for o in rgb), t))>=4.5, (rgb, t)

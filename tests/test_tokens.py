@@ -3,10 +3,10 @@ import multiprocessing, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import pandas as pd
-from fastai.text.all import SpacyTokenizer, Tokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg
+from fastai.text.all import SpacyTokenizer, Tokenizer, TokenizeWithRules, URLs, defaults, fastai_cfg, fix_html
 from hypothesis import given, settings, strategies as st
 from ulmfit_tut import tokens
-from ulmfit_tut.rules import rule_sets
+from ulmfit_tut.rules import fix_entities, rule_sets
 from ulmfit_tut.chunks import ChunkTokenizer
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.tokens import encode_texts, get_tokenizer, tokenize
@@ -86,12 +86,21 @@ def test_50_mb():
     assert [names[i] for i in ids[:len(once)]] == once and (ids[1:lens[0]].reshape(2_640_000, -1) == ids[1:len(once)]).all()
 
 @pytest.mark.parametrize('n_workers', [0, 2])
-def test_many_long_texts(n_workers, capsys):
-    "Blocks are cut by what the texts hold, and the bar ends with the last of them"
+def test_many_long_texts(n_workers):
+    "Blocks are cut by what the texts hold"
     texts = ['word '*1500]*5200
     assert sum(len(o[1]) for o in encode_texts(texts, get_tokenizer(tok=lambda ts: (t[:4].split() for t in ts), rules=[]), n_workers, progress=True)) == 5200
     blocks = tokens._blocks(texts, None)
     assert sum(blocks, []) == texts and max(sum(map(len, o)) for o in blocks) < 2**21 + 7500 and max(map(len, tokens._blocks(['']*5000, None))) <= 1024
+
+def test_bar_has_the_length_of_the_blocks(monkeypatch):
+    bars, texts = [], ['word '*1500]*1200
+    monkeypatch.setattr(tokens, 'progress_bar', lambda o, total, leave: bars.append(total) or o)
+    n = len(list(encode_texts(texts, get_tokenizer(tok=lambda ts: (t[:4].split() for t in ts), rules=[]), 0, progress=True)))
+    assert bars == [n] and 1 < n < len(texts)
+
+@pytest.mark.parametrize('t', ['1 @.@ 5', 'well @-@ made', 'wait...', 'an <unk> here', 'a<br />b'])
+def test_marks_of_wikipedia_are_fastais(t): assert fix_entities(t) == fix_html(t) != t
 
 def test_one_file(tmp_path):
     (tmp_path/'t.txt').write_text('One file.')
@@ -137,8 +146,8 @@ def test_threads(short):
 
 @pytest.mark.skipif(not (fastai_cfg().path('data')/'imdb').exists(), reason='IMDb is not in fastai\'s data folder')
 def test_imdb():
-    files = sorted((fastai_cfg().path('data')/'imdb'/'test').glob('*/*.txt'))[::25]
-    assert len(files) == 1000
+    files = sorted((fastai_cfg().path('data')/'imdb').glob('t*/???/*.txt'))[::25]
+    assert len(files) == 2000
     same([f.read_text(encoding='utf8') for f in files])
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere nothing tells a process that its parent is gone')

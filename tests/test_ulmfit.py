@@ -2,14 +2,14 @@
 import io, json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
+from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
 from ulmfit_tut import cli, files, lm, runs, unfreeze
 from ulmfit_tut.batches import text_dls
-from ulmfit_tut.compare import tfidf
+from ulmfit_tut.compare import majority, tfidf, wilson
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
-from ulmfit_tut.encoder import save_encoder, save_text_model
-from ulmfit_tut.tokens import get_tokenizer
+from ulmfit_tut.encoder import encoder_of, save_encoder, save_text_model, words_of
+from ulmfit_tut.tokens import get_tokenizer, tokenize
 from ulmfit_tut.ulmfit import _arms, classifier_learner, ulmfit
 
 fast = dict(split_col='part', lm_epochs=(1, 1), epochs=(1, 1, 1, 2), bs=8, seq_len=16, progress=False, device='cpu')
@@ -164,9 +164,46 @@ def test_a_command_that_is_stopped(monkeypatch):
     with pytest.raises(SystemExit, match='Stopped. Nothing was written.'): cli._run('ulmfit-predict', {}, 'cli', stop, 'Nothing was written.')
 
 def test_encoder_is_the_language_models(finished):
-    "What the language model learned, not what the classifier made of it"
+    "Neither what wiki brought along, nor what the classifier made of it"
+    k = 'rnns.0.weight_hh_l0_raw'
     enc, clas = (files.load_weights(finished/f'{o}.safetensors')[0] for o in ('encoder', 'classifier'))
-    assert not torch.equal(enc['encoder.weight'], clas['0.module.encoder.weight'])
+    assert not torch.equal(enc[k], lm.pretrained_lm('wiki')[0][f'0.{k}']) and not torch.equal(enc[k], clas[f'0.module.{k}'])
+
+def test_settings_reach_the_learners(short, tmp_path, monkeypatch):
+    import ulmfit_tut.ulmfit as module
+    seen, fit = [], module.fit_stages
+    def spy(learn, *args):
+        seen.append((learn.moms, encoder_of(learn).hidden_dps[0].p, words_of(learn)))
+        return fit(learn, *args)
+    monkeypatch.setattr(module, 'fit_stages', spy)
+    ulmfit(short, tmp_path/'run', **{**fast, 'lm_epochs': (0, 1), 'epochs': (1, 0, 0, 0)}, compare=(), lm_drop_mult=.2, drop_mult=.4, min_freq=2, max_vocab=500)
+    moms, rates, words = zip(*seen)
+    assert moms == ((.95, .85, .95),)*2 and rates == pytest.approx([.2*awd_lstm_lm_config['hidden_p'], .4*awd_lstm_clas_config['hidden_p']])
+    want = text_corpus(get_texts(short, split_col='part')).vocab(lm.pretrained_lm('wiki')[1], 2, 500)
+    assert len(want) == 500 and words == (want, want)
+
+def test_tables_by_hand(short, tmp_path):
+    short = short.drop(short.index[short.part.eq('test') & short.label.eq('pos')][:8])           # else the baseline is right on half, and wrong on half
+    ulmfit(short, tmp_path/'run', **{**fast, 'lm_epochs': (0, 0), 'epochs': (1, 0, 0, 0)}, compare=('majority',))
+    df = get_texts(short, split_col='part')
+    vocab, toks = {*text_corpus(df).vocab(lm.pretrained_lm('wiki')[1])}, tokenize(df.text)
+    part = df.part.mask(df.is_valid & df.part.eq('train'), 'valid')
+    want = pd.DataFrame(dict(part=part, label=df.label, texts=1, tokens=[len(o) for o in toks], unknown=[sum(t not in vocab for t in o) for o in toks])).groupby(['part', 'label'], as_index=False).sum()
+    got = pd.read_csv(tmp_path/'run/data.csv', keep_default_na=False)
+    assert got.values.tolist() == want.values.tolist() and 0 < want.unknown.sum() < want.tokens.sum()/2
+    m, n = pd.read_csv(tmp_path/'run/metrics.csv').iloc[-1], int((part == 'valid').sum())
+    assert (m.low, m.high) == pytest.approx(wilson(round(m.accuracy*n), n))
+    arm, test = pd.read_csv(tmp_path/'run/comparison.csv').iloc[0], df[df.part.eq('test')]
+    assert (arm.accuracy, arm.n) == ((majority(df) == test.label).mean(), len(test)) and (arm.low, arm.high) == pytest.approx(wilson(arm.accuracy*arm.n, arm.n))
+
+def test_reasons_belong_to_the_wrong_answers(finished):
+    w, p = pd.read_csv(finished/'why.csv'), pd.read_csv(finished/'predictions.csv')
+    assert w.text.nunique() == min(10, (p.label != p.predicted).sum()) > 1
+    for i, g in w.groupby('text'): assert p.label[i] != p.predicted[i] and set(g.label) == {p.predicted[i]}
+
+def test_from_scratch_all_layers_learn_for_all_epochs(short, tmp_path):
+    ulmfit(short, tmp_path/'run', 'none', **{**fast, 'lm_epochs': (0, 0), 'epochs': (1, 0, 0, 1), 'lrs': (1., 3e-3, 1., 1.)}, compare=())
+    assert pd.read_csv(tmp_path/'run/metrics.csv')[['stage', 'freeze_to', 'epochs', 'lr_low', 'lr_high']].values.tolist() == [[1, 0, 2, 3e-3, 3e-3]]
 
 def test_odd_classes(short, tmp_path):
     "Three classes, named like columns; one arm asked for by a plain string"

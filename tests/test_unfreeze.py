@@ -472,6 +472,17 @@ def test_other_weights_of_classes_are_another_loss(corpus, tmp_path, kind):
     with pytest.raises(ValueError, match='another run, checkpoint / now: loss'): fit_stages(learns[1], stages[:1], file=tmp_path/'c.safetensors')
     fit_stages(learns[2], stages[:1], file=tmp_path/'c.safetensors')
 
+def test_other_validation_texts_are_other_data(corpus, tmp_path):
+    learn, file = learner(corpus, 'classifier'), tmp_path/'s.safetensors'
+    fit_stages(learn, stages[:1], file=file)
+    learn.dls.loaders[1] = learn.dls.train.new(shuffle=False, drop_last=False)
+    with pytest.raises(ValueError, match='another run, checkpoint / now: valid'): fit_stages(learn, stages[:1], file=file)
+
+def test_an_interrupted_batch_is_let_go(corpus):
+    learn = learner(corpus, 'classifier')
+    with pytest.raises(KeyboardInterrupt), clean_exit(learn), learn.added_cbs(Stop(1, 2, KeyboardInterrupt())): learn.fit(1)
+    assert learn.xb == learn.yb == (None,) and learn.pred is learn.loss is learn.loss_grad is None
+
 def test_no_batch_to_train_on(corpus):
     "Of fewer texts than `bs` fastai's loader drops its only batch"
     df = corpus.df[corpus.df.part.eq('train')]
