@@ -1,4 +1,4 @@
-"""What must hold before a change goes in, the same on a laptop and in CI. `python tests/gates.py` runs all gates, `... export pytest` some.
+"""What must hold before a change goes in, the same on a laptop and in `.ci/run`. `python tests/gates.py` runs all gates, `... export pytest` some.
 
 `clean` and `export` work on a copy of the notebooks and of the package: they change nothing here, whatever is uncommitted or being edited.
 """
