@@ -45,6 +45,8 @@ def _strings(texts, kinds=str):
     bad = {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, kinds)}
     if bad: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
 
+_parts = {o: p for p,os in dict(train='train false 0 0.0', valid='valid val validation', test='test true 1 1.0', unsup='unsup').items() for o in os.split()}
+
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
     labels:list=None, # names of the class folders; default every folder in a part but those in `unlabelled`
@@ -87,8 +89,6 @@ def _check(df, name):
     return df
 
 # %% ../nbs/02_data.ipynb #f64bb9e1
-_parts = {o: p for p,os in dict(train='train false 0 0.0', valid='valid val validation', test='test true 1 1.0', unsup='unsup').items() for o in os.split()}
-
 def _flag(o): return {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}.get(str(o).lower())
 
 def join_fields(df, cols):
