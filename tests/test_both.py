@@ -189,3 +189,7 @@ def test_command(pair, file, tmp_path):
     for f in (tmp_path/'out.csv', tmp_path/'two.csv', predict_csv(pair, tmp_path/'in.csv', tmp_path/'want.csv', rows=3)):
         got = pd.read_csv(f)
         assert list(got.columns) == ['label', 'neg', 'pos'] and np.abs(got.pos - predict(pair, texts).pos).max() < 1e-6
+
+def test_a_language_model_on_classes(short):
+    corpus = text_corpus(get_texts(short, split_col='part'))
+    with pytest.raises(ValueError, match='dls must be made with is_lm=True, backwards=False'): lm_learner(text_dls(corpus, bs=4, device='cpu'), 'none')

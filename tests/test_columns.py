@@ -248,3 +248,7 @@ def test_what_a_file_with_columns_wants(corpus, tmp_path):
     learn = join_columns(classifier_learner(loaders(corpus), small))
     with pytest.raises(ValueError, match=r"reads columns beside the text, \['day', 'shop', "): load_classifier(save_text_model(learn, tmp_path/'c.safetensors'))
     with pytest.raises(ValueError, match='average what get_preds'): save_text_model([learn, classifier_learner(text_dls(corpus, bs=8, seq_len=8, device='cpu'), small)], tmp_path/'d.safetensors')
+
+def test_columns_are_added_once(corpus):
+    "A second call would have dropped those of the first"
+    with pytest.raises(ValueError, match='knows no table, or has columns: start with'): add_columns(loaders(corpus), [], 'stars')

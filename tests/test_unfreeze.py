@@ -505,3 +505,8 @@ def test_several_labels_have_a_metric_of_their_own(short):
     df = get_texts(short.assign(long=short.text.str.len().gt(60), loud=short.text.str.contains('!')), label_col=['long', 'loud'], split_col='part')
     learn = classifier_learner(text_dls(text_corpus(df), bs=8, seq_len=8, device='cpu'), small)
     with learn.no_bar(), learn.no_logging(): assert 'accuracy_multi' in fit_stages(learn, stages[:1])[0]
+
+def test_out_of_memory_with_few_texts(corpus):
+    "Half of three is one, and batch normalization wants two"
+    learn = learner(corpus, 'classifier', bs=3)
+    with pytest.raises(torch.OutOfMemoryError, match=r'shape \(3, \d+\).*: cut the texts'), learn.added_cbs(Stop(1, 1, torch.OutOfMemoryError('CUDA out of memory. Tried'))): fit_stages(learn, stages)
