@@ -355,3 +355,12 @@ def test_what_is_no_table_is_found_before_a_text_is_read(df, tmp_path, monkeypat
     (tmp_path/'ok.csv').write_text('id,text\n1,good\n')
     with pytest.raises(OSError): predict_csv(learn, tmp_path/'ok.csv', tmp_path/'ok.csv'/'o.csv')
     assert not asked and not (tmp_path/'o.csv').exists()
+
+def test_a_class_with_a_blank_comes_back_from_its_file(df, tmp_path):
+    "Folders may be called so; blanks are dropped from the labels of tables alone"
+    train = df[df.part.eq('train')]
+    dls = TextDataLoaders.from_df(pd.DataFrame(dict(text=train.text, label=train.label + ' ')), bs=4, device='cpu', num_workers=0)
+    learn = quiet(strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False)))
+    again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
+    pd.testing.assert_frame_equal(predict(again, train.text[:5]), predict(learn, train.text[:5]))
+    assert list(again.dls.vocab[1]) == ['neg ', 'pos ']

@@ -47,7 +47,8 @@ class CorpusLabel(_LookUp):
             if bad := {c: o[c] for c in self.cols if _flag(o[c]) is None}: raise ValueError(f'{bad}: of several labels each is 0 or 1; fill it, or drop it')
             return [str(c) for c in self.cols if _flag(o[c])]
         v = o[self.cols[0]]
-        return str(int(v)) if isinstance(v, float) and v.is_integer() and str(v) not in self.classes else str(v).strip()    # as in training
+        # 1.0 is the class 1 beside missing labels; blanks around a name go, but where they belong to it, as to a folder's
+        return str(v) if str(v) in self.classes else str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
 
 # %% ../nbs/api/batches.ipynb #d87c1475
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), numbers.Integral)
