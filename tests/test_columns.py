@@ -96,6 +96,11 @@ def test_a_number_that_never_varies(df):
 def test_columns_that_cannot_be(corpus, cats, conts, words):
     with pytest.raises(ValueError, match=words): loaders(corpus, cats, conts)
 
+def test_categories_of_several_types(df):
+    "Have no order, as fastai wants one; true, false and 1 have"
+    with pytest.raises(ValueError, match=r"'shop'.*several types.*'int' and 'str'.*astype\(str\)"): Columns(df.assign(shop=[i % 2 or 'x' for i in range(len(df))]), 'shop')
+    assert Columns(df.assign(shop=pd.Series([True, 2]*len(df), dtype=object)[:len(df)].tolist()), 'shop').classes['shop'] == ['#na#', True, 2]
+
 def test_a_table_with_a_column_twice(df):
     with pytest.raises(ValueError, match='name a column once'): Columns(pd.concat([df, df[['shop']]], axis=1), 'shop')
 

@@ -225,7 +225,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     f = files.save_weights(tmp_path/'w.safetensors', {'w': torch.ones(2)}, vocab=['a'], config={})
     def full(fd): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(files.os, 'fsync', full)
-    with pytest.raises(OSError, match='No space'): files.save_weights(f, {'w': torch.zeros(2)}, vocab=['a'], config={})
+    with pytest.raises(OSError, match=r'No space left on device.*w\.safetensors'): files.save_weights(f, {'w': torch.zeros(2)}, vocab=['a'], config={})
     assert files.load_weights(f)[0]['w'].tolist() == [1, 1] and [o.name for o in tmp_path.iterdir()] == ['w.safetensors']
 
 def test_wt103_look_alike(short, tmp_path, monkeypatch):
@@ -272,6 +272,13 @@ def test_command(tmp_path):
     assert r.returncode == 1 and r.stderr.strip() == 'ulmfit: --min-freq=0: use a whole number, at least 1', 'an option has the name that the command has for it'
     code = "import sys; sys.argv = ['ulmfit', '--help']\ntry: from ulmfit_tut.cli import main; main()\nexcept SystemExit: assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0
+
+def test_a_terminal_that_knows_few_letters(monkeypatch):
+    "As a log file of Windows: what it cannot hold is spelled out, and nothing stops"
+    monkeypatch.setattr(sys, 'stdout', out := io.TextIOWrapper(io.BytesIO(), 'ascii'))
+    cli._run('ulmfit', {}, 'files', lambda m: print('é 😀'))
+    out.flush()
+    assert out.buffer.getvalue().split() == [rb'\xe9', rb'\U0001f600']
 
 def test_backwards_reads_from_the_end(short, tmp_path):
     corpus = text_corpus(get_texts(short, split_col='part'))

@@ -162,6 +162,8 @@ def test_nan_stops_with_the_last_good_state(corpus, tmp_path):
     learn, file = learner(corpus, 'classifier'), tmp_path/'s.safetensors'
     with pytest.raises(ValueError, match='lower the learning rates'), learn.added_cbs(Nan()): fit_stages(learn, stages, file=file)
     assert all(torch.isfinite(o).all() for o in learn.model.state_dict().values()) and len(load_weights(file, ())[1]['history']) == 1
+    learn.fit(1, 1e-3)                                                                        # nor are the optimizer's averages NaN any more
+    assert all(torch.isfinite(o).all() for o in learn.model.state_dict().values())
 
 @pytest.mark.parametrize('of', ['GPU', 'CPU'])
 def test_out_of_memory(corpus, tmp_path, of):

@@ -47,7 +47,8 @@ def test_backwards(df):
     learn = classifier(df, backwards=True)
     check(learn, texts)
     assert why(learn, texts[0]).word.tolist()[:3] == ['What', 'a', 'film']
-def test_longer_than_what_is_pooled(df): check(classifier(df, max_len=32), texts)
+@pytest.mark.parametrize('max_len', [32, 28])
+def test_longer_than_what_is_pooled(df, max_len): check(classifier(df, max_len=max_len), texts)             # whole windows, and not
 
 def test_stock(short):
     d = short[short.label.ne('')].assign(is_valid=[i % 4 == 0 for i in range((short.label != '').sum())])

@@ -6,9 +6,8 @@
 __all__ = ['ChunkTokenizer']
 
 # %% ../nbs/api/chunks.ipynb #d6cb3cd5
-import functools, gc, itertools, re, threading
 from fastai.text.all import *
-from array import array                                  # after fastai, which has another of this name
+import array, functools, gc, itertools, re, threading    # after fastai, which has another `array`
 from .rules import rule_sets
 
 # %% ../nbs/api/chunks.ipynb #9db4c501
@@ -66,7 +65,7 @@ class ChunkTokenizer:
         self.ends,self.starts = (tuple({*o}) for o in zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
         self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
-        self.pool,self.cuts,self.shape_info,*self.info = map(array, 'ibi' + 9*'i')     # an array for each kind: frequent chunks lie close together
+        self.pool,self.cuts,self.shape_info,*self.info = map(array.array, 'ibi' + 9*'i')     # an array for each kind: frequent chunks lie close together
         self.sides[frozenset()]
         self.near = functools.cache(lambda end, start: not self.pairs.isdisjoint(itertools.product(self.sides.names[end], self.sides.names[start])))
         self._add('\0', [BOS])
@@ -151,7 +150,6 @@ class ChunkTokenizer:
         "Neighbours that one special case of spaCy may span become one chunk"
         ends,starts = self._of(c[:-1], _END),self._of(c[1:], _START)
         near = [i for i in np.flatnonzero((ends > 0) & (starts > 0)).tolist() if self.near(ends[i], starts[i])]
-        if not near: return c
         keep,names,s = np.ones(len(c), bool),self.chunks.names,{}
         for i in near[::-1]: s[i] = f'{names[c[i]]} {s.pop(i+1, names[c[i+1]])}'; keep[i+1] = False
         c[list(s)] = _number(self.chunks, s.values())

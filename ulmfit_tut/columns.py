@@ -20,7 +20,9 @@ class Columns:
         self.cats,self.conts = ([*listify(o)] for o in (cat_names, cont_names))
         df = self._plain(df)
         self.gaps = [c for c in df if df[c].isna().any()]                        # in these alone one can learn what a missing value means
-        to = TabularPandas(df, [FillMissing, Categorify, Normalize], [*self.cats], [*self.conts], reduce_memory=False)     # fastai appends to the lists
+        # fastai appends to the lists
+        try: to = TabularPandas(df, [FillMissing, Categorify, Normalize], [*self.cats], [*self.conts], reduce_memory=False)
+        except TypeError as e: raise ValueError(f'{self.cats}: values of several types ({e}): write them as text, df[c].astype(str)') from None
         self.to,self.classes,self.emb_szs = to.new_empty(),to.classes,get_emb_sz(to)
         self.about = dict(categories={k: [*map(str, v)] for k,v in to.classes.items()}, numbers={c: [float(to.means[c]), float(to.stds[c])] for c in to.means})
 

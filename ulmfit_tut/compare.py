@@ -6,15 +6,14 @@
 __all__ = ['wilson', 'paired_difference', 'majority', 'tfidf']
 
 # %% ../nbs/api/compare.ipynb #c4ac1171
-import numpy as np, pandas as pd
-from scipy.stats import binomtest
+import numpy as np, pandas as pd, scipy.stats
 
 # %% ../nbs/api/compare.ipynb #e48d0230
 def wilson(
     k:int, n:int # right, of all
 ) -> tuple: # low, high
     "Wilson's 95 % score interval for a share (Wilson 1927)"
-    return tuple(map(float, binomtest(round(k), n).proportion_ci(method='wilson')))
+    return tuple(map(float, scipy.stats.binomtest(round(k), n).proportion_ci(method='wilson')))
 
 # %% ../nbs/api/compare.ipynb #8fbdcccb
 def paired_difference(

@@ -6,13 +6,12 @@
 __all__ = ['replacing', 'save_weights', 'load_weights']
 
 # %% ../nbs/api/files.ipynb #11aa9798
-import hashlib, json, os, re, threading
-from contextlib import contextmanager
+import contextlib, hashlib, json, os, re, threading
 from pathlib import Path
 from safetensors.torch import load, save
 
 # %% ../nbs/api/files.ipynb #fc50a045
-@contextmanager
+@contextlib.contextmanager
 def replacing(path:Path): # yields a path beside it, which takes its place when the block ends well
     "Write the file `path`, or replace it, all or nothing"
     path = Path(os.path.realpath(path))
@@ -23,6 +22,7 @@ def replacing(path:Path): # yields a path beside it, which takes its place when 
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e: e.filename = e.filename or str(path); raise                   # a full disk names no file
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/api/files.ipynb #4f600cc9

@@ -45,6 +45,12 @@ def _texts(learn, texts, text_col):
     _strings(texts)
     return list(texts)
 
+def _batch(ids, enc):
+    "Texts, longest first, as a matrix in which `SentenceEncoder` reads each as if it were alone"
+    x = pad_windows(ids, enc.bptt, enc.pad_idx)
+    # as many windows each, all of them pooled: all may end with the longest
+    return x[:, :len(ids[0])] if x.shape[1] - enc.bptt < len(ids[-1]) and x.shape[1] <= (enc.max_len or math.inf) else x
+
 def predict(
     learn:Learner, # fastai text classifier; or a list of them, whose probabilities are averaged
     texts, # a string, a list, a Series of texts (not a row of a table) or a DataFrame
@@ -62,10 +68,7 @@ def predict(
             with _reading(o) as (model,device):
                 ids = dict(zip(rows, _ids(o, [t[i] for i in rows])))
                 for b in chunked(sorted(ids, key=lambda i: -len(ids[i])), bs):
-                    x,longest,shortest = pad_windows([ids[i] for i in b], model[0].bptt, model[0].pad_idx),len(ids[b[0]]),len(ids[b[-1]])
-                    # as many windows each, all of them pooled: all may end with the longest
-                    if x.shape[1] - model[0].bptt < shortest and x.shape[1] <= (model[0].max_len or math.inf): x = x[:, :longest]
-                    probs[b] += act(model(x.to(device))[0].float()).cpu().numpy()/len(learns)
+                    probs[b] += act(model(_batch([ids[i] for i in b], model[0]).to(device))[0].float()).cpu().numpy()/len(learns)
     label = [';'.join(c for c,p in zip(classes, r) if p > thresh) for r in probs] if several else [classes[i] for i in probs.argmax(1)]
     return pd.DataFrame({'label': label} | {re.sub('^(label_*)$', r'\1_', c): p for c,p in zip(classes, probs.T)}, texts.index)
 

@@ -16,19 +16,18 @@ def model_weights(model:nn.Module) -> dict: # name -> tensor; a matrix that two 
 # %% ../nbs/api/restore.ipynb #f1d5227f
 @contextmanager
 def clean_exit(
-    learn:Learner, # any fastai learner
-    keep_opt:bool=True # give the optimizer back as well, and what was frozen; else leave them as the exception found them
+    learn:Learner # any fastai learner
 ): # yields the weights that an exception brings back; the block may bring them up to date
-    "Whatever stops the block, Ctrl-C too, leaves a learner that can be used: no autocast, no stale gradients, weights as they were"
-    opt,(weights,state) = learn.opt,deepcopy((model_weights(learn.model), keep_opt and learn.opt and (learn.opt.state_dict(), learn.opt.frozen_idx)))
+    "Whatever stops the block, Ctrl-C too, leaves a learner that can be used: no autocast, no stale gradients, weights and optimizer as they were"
+    opt,(weights,state) = learn.opt,deepcopy((model_weights(learn.model), learn.opt and (learn.opt.state_dict(), learn.opt.frozen_idx)))
     try: yield weights
     except BaseException:
         cast = next((getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision)), None)
         if cast and torch.is_autocast_enabled(cast.device): cast.__exit__(None, None, None)
         for k,v in model_weights(learn.model).items(): v.copy_(weights[k])
-        if keep_opt: learn.opt = opt
+        learn.opt = opt
         if state: opt.load_state_dict(state[0]); opt.freeze_to(state[1])
-        if learn.opt is not None: learn.opt.zero_grad()
+        if opt is not None: opt.zero_grad()
         learn._end_cleanup(); learn.loss_grad = None                                               # else the batch and its graph stay in memory
         getattr(learn.model, 'reset', noop)()
         raise

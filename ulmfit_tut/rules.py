@@ -6,8 +6,7 @@
 __all__ = ['rule_sets', 'fix_entities', 'replace_letters', 'replace_caps']
 
 # %% ../nbs/api/rules.ipynb #663546ef
-import html, re
-from types import MappingProxyType
+import html, re, types
 from fastai.text.all import *
 
 # %% ../nbs/api/rules.ipynb #c5898011
@@ -27,6 +26,6 @@ def replace_caps(t):
         return w if mark is None else f'{mark} {w.lower()}' if len(w) > 1 else w.lower()
     return re.sub(r'\S+', lambda m: one(m[0]), t)
 
-rule_sets = MappingProxyType(dict(
+rule_sets = types.MappingProxyType(dict(
     fastai=(fix_html, replace_rep, replace_wrep, spec_add_spaces, rm_useless_spaces, replace_all_caps, replace_maj, lowercase),
     corrected=(fix_entities, replace_letters, replace_wrep, spec_add_spaces, rm_useless_spaces, replace_caps, lowercase)))

@@ -6,9 +6,8 @@
 __all__ = ['get_tokenizer', 'tokenizer_names', 'text_digests', 'file_stats', 'encode_texts', 'tokenize']
 
 # %% ../nbs/api/tokens.ipynb #30724ab4
-import gc, hashlib, itertools, multiprocessing, os, sys
+import concurrent.futures as cf, gc, hashlib, itertools, multiprocessing, os, sys
 from fastai.text.all import *
-from concurrent.futures import ProcessPoolExecutor       # after fastai, which has another of this name
 from .chunks import ChunkTokenizer, _Numbers, _number
 from .data import _strings, read_text
 from .rules import rule_sets
@@ -109,7 +108,7 @@ def encode_texts(
         tok.encode([''])                                                               # reads spaCy's tables, once for all
     def results():
         # `fork`, for fastai is long to import in a new process
-        with ProcessPoolExecutor(n_workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else None), _start, (tok, encoding, root)) as ex:
+        with cf.ProcessPoolExecutor(n_workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else None), _start, (tok, encoding, root)) as ex:
             todo = []
             for b in blocks:
                 todo.append(ex.submit(_run, b))

@@ -87,7 +87,7 @@ class _Epochs(Callback):
         if scaler and getattr(self.learn, 'scaler', None): self.learn.scaler.load_state_dict(scaler)
     def before_epoch(self):
         for o in self.learn.cbs.filter(risinstance(GradientAccumulation)): o.count = 0       # what is left of an epoch is dropped: no checkpoint holds it
-        self.opt.zero_grad()
+        self.model.zero_grad()                                          # a group frozen again would still decay with its old gradient
         seed = int(np.random.SeedSequence((self.seed, self.i - 1, self.done + self.epoch)).generate_state(1)[0])
         set_seed(seed)
         for dl in self.dls.loaders:                                                                 # in the order that a fresh process would have
@@ -167,12 +167,11 @@ def fit_stages(
     for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.[0-9]*.tmp') if file else []: o.unlink()                 # what a killed run was writing
     for i,s in enumerate(stages, 1):
         learn.freeze_to(s.freeze_to)
-        learn.model.zero_grad()                                         # a group frozen again would still decay with its old gradient
         done = sum(o['stage'] == i for o in hist)
         if done == s.epochs or hist and hist[-1]['stage'] > i: continue
-        for j,(p,*_) in enumerate(learn.opt.all_params() if done else []):        # after `freeze_to`, which clears the optimizer's state
-            learn.opt.state[p] = meta['opt'][j] | {k.split('.', 2)[2]: v.to(p.device) for k,v in saved.items() if k.startswith(f'.{j}.')}
-        with no_random(int(seed), False), clean_exit(learn, keep_opt=False) as last:
+        with no_random(int(seed), False), clean_exit(learn) as last:
+            for j,(p,*_) in enumerate(learn.opt.all_params() if done else []):    # after `freeze_to`, which clears the optimizer's state
+                learn.opt.state[p] = meta['opt'][j] | {k.split('.', 2)[2]: v.to(p.device) for k,v in saved.items() if k.startswith(f'.{j}.')}
             run = _Epochs(int(seed), i, s, done, meta['extra'] if done else (None, (0, 0.)), plan, file, hist, last)
             try: learn.fit(s.epochs - done, cbs=[ParamScheduler(_scheds(s, n)), run])
             except RuntimeError as e:

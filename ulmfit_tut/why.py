@@ -8,7 +8,7 @@ __all__ = ['why']
 # %% ../nbs/15_why.ipynb #c7d630a9
 from fastai.text.all import *
 from .encoder import _kind, about, words_of
-from .predict import _ids, _reading, _texts, decode_tokens, predict
+from .predict import _batch, _ids, _reading, _texts, decode_tokens, predict
 
 # %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
@@ -43,7 +43,7 @@ def why(
             c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
             for b in chunked([[], *at], bs):
                 x = [np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in b]            # 0 is the number of `xxunk`
-                z = model(torch.from_numpy(np.stack(x)).to(device))[0].float()
+                z = model(_batch(x, model[0]).to(device))[0].float()
                 odds.append(z[:, c] if several else z[:, c] - z[:, np.delete(range(len(classes)), c)].logsumexp(1))
             odds,toks = torch.cat(odds).cpu(),[[vocab[ids[i]] for i in o] for o in at]
             res.append(pd.DataFrame(dict(text=n, label=classes[c], word=[' '.join(decode_tokens(o) or o) for o in toks], score=(odds[0] - odds[1:]).numpy())))
