@@ -1,11 +1,11 @@
 """What each part of ULMFiT is worth on the embedded reviews: every arm over ten seeds, by the same program that users run.
 
-    python bench/arms.py choose --start wiki  # settings, by cross-validation on train: bench/results/settings-wiki.json; also none, movies
+    python bench/arms.py choose --start wiki  # settings, by cross-validation on train: bench/results/settings-wiki.json; also movies, none.
+                                              # of wiki and movies those of four stages, and those of all layers at once
     python bench/arms.py run                  # every arm, seeds 0 to 9: a run folder each, under --work; goes on where it stopped
     python bench/arms.py collect              # bench/results/arms.csv and arms.json, which the pages read
     python bench/arms.py run --source imdb_2000 ...   # the same on 1,000 + 1,000 + 2,000 reviews of IMDb, chosen by seed
-    python bench/arms.py choose --choice once --start movies        # four stages beside all layers at once, each with settings of its own: once-movies.json
-    python bench/arms.py run --choice once --only wiki movies tfidf # and `collect` likewise: arms-once.json
+    python bench/arms.py run --choice once --only wiki movies tfidf # four stages beside all layers at once, and `collect` likewise: arms-once.json
 
 `choose` never reads a test text. `run` tests each arm once a seed. `--part 0/2` and `--part 1/2` share the runs between two processes.
 """
@@ -70,11 +70,11 @@ def machine():
 def _quiet(learn, stages, seed):
     with learn.no_bar(), learn.no_logging(): return fit_stages(learn, [o._replace(moms=(0.95, 0.85, 0.95)) for o in stages], seed)[0]       # as `ulmfit`
 
-def choose(work, start, choice, folds=3):
+def choose(work, start, folds=3):
     "Language model settings by perplexity on its validation part, classifier settings by accuracy over folds of train"
     df = get_texts(seed=0)
     df = df[df.part != 'test'].reset_index(drop=True)
-    corpus, lab, file = text_corpus(df), df[df.part == 'train'], results/f'{choice}-{start}.json'
+    corpus, lab, file = text_corpus(df), df[df.part == 'train'], results/f'settings-{start}.json'
     before = json.loads(file.read_text()) if file.exists() else {}
     rows = before.get('tried', [])
     def tried(what, g):
@@ -96,7 +96,7 @@ def choose(work, start, choice, folds=3):
             t, h = time.time(), _quiet(learn, lm_stages(**{k[3:]: v for k, v in g.items()}), 0)
             lms.append(float(h.perplexity.iloc[-1]))
             note(start=start, what='language model', **g, perplexity=h.perplexity.tolist(), seconds=time.time() - t)
-    grid, accs = [*clas_grid, *once_grid*(choice == 'once')] if enc else scratch_grid, []
+    grid, accs = [*clas_grid, *once_grid] if enc else scratch_grid, []
     for g in grid:
         if r := tried('classifier', g): accs.append(r['accuracy']); continue
         t, right = time.time(), []
@@ -113,8 +113,8 @@ def choose(work, start, choice, folds=3):
 
 # --- every arm, every seed ----------------------------------------------------------------------------------------------------------------
 
-def settings(arm, choice):
-    d = json.loads((results/f'{choice}-{starts[once.get(arm, arm)]}.json').read_text())
+def settings(arm):
+    d = json.loads((results/f'settings-{starts[once.get(arm, arm)]}.json').read_text())
     best = {**d['best'], **(d['at_once'] if arm in once else {})}
     return {**{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct', 'direct_once') else {})}
 
@@ -141,14 +141,14 @@ def run(work, src, part, only, choice):
         out = work/src/f'{arm}-{seed}'
         if (out/'predictions.csv').exists() and (arm not in starts or (out/'report.html').exists()): continue
         t, cost = time.time(), None
-        if arm in once: cost = at_once(work/src/f'{once[arm]}-{seed}', out, arm, data, split, seed, settings(arm, choice))
+        if arm in once: cost = at_once(work/src/f'{once[arm]}-{seed}', out, arm, data, split, seed, settings(arm))
         elif arm == 'tfidf':
             df = get_texts(data, split_col=split, seed=seed)
             pred, params = tfidf(df, seed)
             out.mkdir(parents=True, exist_ok=True)
             (out/'config.json').write_text(json.dumps({k: str(v) for k, v in params.items()}))
             with replacing(out/'predictions.csv') as tmp: df.loc[pred.index, ['text', 'label']].assign(predicted=pred).to_csv(tmp, index=False)
-        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm, choice))
+        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm))
         cost = cost or time.time() - t
         print(f'{arm} seed {seed}: {cost:.0f} s', flush=True)
         with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{cost:.1f}\n')
@@ -174,7 +174,7 @@ def collect(work, src, only, choice):
     stem = 'arms' + f'-{src}'*(src != 'mini') + f'-{choice}'*(choice != 'settings')
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
-        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a, choice) for a in all_arms if a != 'tfidf'},
+        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in all_arms if a != 'tfidf'},
                                        command=f'python bench/arms.py run --source {src}' + (f' --choice {choice} --only {" ".join(only)}' if choice != 'settings' else ''), machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 
@@ -187,6 +187,6 @@ if __name__ == '__main__':
     a = p.parse_args()
     a.work = a.work/a.choice if a.choice != 'settings' else a.work
     (a.work/a.source).mkdir(parents=True, exist_ok=True)
-    if a.what == 'choose': choose(a.work, a.start, a.choice)
+    if a.what == 'choose': choose(a.work, a.start)
     if a.what == 'run': run(a.work, a.source, a.part, a.only, a.choice)
     if a.what == 'collect': collect(a.work, a.source, a.only, a.choice)

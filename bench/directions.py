@@ -5,8 +5,8 @@
     python bench/directions.py collect               # bench/results/directions.json, which the pages read
 
 `run` goes on where it stopped. Each classifier starts from `movies` or from `movies-bwd` as they ship and is tested once a seed. Nothing is chosen here: the
-settings of the embedded reviews are those of settings-movies.json, which `arms.py` chose from forwards models on training texts; those of IMDb are the
-tutorial's number of epochs at the same rates. For a seed all classifiers learn from the same texts. The second that reads forwards has another seed for its
+settings of the embedded reviews are those that `arms.py` had chosen by then, for forwards models on training texts (chosen again, with texts in another
+order, it has longer to train); those of IMDb are the tutorial's number of epochs at the same rates. For a seed all classifiers learn from the same texts. The second that reads forwards has another seed for its
 head, its dropout and the order of the texts, as the one that reads backwards has too.
 """
 import argparse, functools, json, os, platform, tempfile, time, warnings
@@ -27,7 +27,7 @@ from ulmfit_tut.ulmfit import classifier_learner
 from ulmfit_tut.unfreeze import classifier_stages, fit_stages
 
 results = Path(__file__).parent/'results'
-best = {k: v for k, v in json.loads((results/'settings-movies.json').read_text())['best'].items() if k in ('bs', 'drop_mult', 'epochs', 'lrs')}
+best = dict(epochs=[2, 2, 2, 8], lrs=[.02]*4, bs=16, drop_mult=.3)
 settings = dict(mini=best, imdb={**best, 'epochs': [1, 1, 1, 2]})
 seeds = dict(mini=range(5), imdb=range(3))
 single = dict(fwd='forwards', bwd='backwards', fwd2='forwards, another seed')                             # a name of a file, and what it is
