@@ -30,7 +30,7 @@ def parse_args(
 # %% ../nbs/api/cli.ipynb #fb7e8590
 def _run(prog, args, module, work, stopped=''):
     "Import `module` now, and work with it; an error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
-    sys.stdout.reconfigure(errors='backslashreplace')                                      # not every terminal knows every letter
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')         # not every terminal knows every letter
     try:
         with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # torch and pandas deprecate much
         work(m, **args)
