@@ -6,8 +6,8 @@
 
 `run` goes on where it stopped. Each classifier starts from `movies` or from `movies-bwd` as they ship and is tested once a seed. Nothing is chosen here: the
 settings of the embedded reviews are those that `arms.py` had chosen by then, for forwards models on training texts (chosen again, with texts in another
-order, it has longer to train); those of IMDb are the tutorial's number of epochs at the same rates. For a seed all classifiers learn from the same texts. The second that reads forwards has another seed for its
-head, its dropout and the order of the texts, as the one that reads backwards has too.
+order, it has longer to train); those of IMDb are the tutorial's number of epochs at the same rates. For a seed all classifiers learn from the same texts.
+The second that reads forwards has another seed for its head, its dropout and the order of the texts, as the one that reads backwards has too.
 """
 import argparse, functools, json, os, platform, tempfile, time, warnings
 from importlib.metadata import version
