@@ -32,8 +32,8 @@ def imdb_texts(path):
 
 def _start():
     global tokenize
-    from fastai.text.core import SpacyTokenizer, TokenizeWithRules
-    tokenize = TokenizeWithRules(SpacyTokenizer())
+    from ulmfit_tut.tokens import get_tokenizer
+    tokenize = get_tokenizer()
 def _work(texts): return [list(o) for o in tokenize(texts)]
 
 def prepare(name, work, text=None, imdb=None, n_tokens=0, n_valid=0, n_workers=2):
@@ -140,12 +140,14 @@ def transfer(model, init, vocab, state):
     model.load_state_dict(match_embeds(sd, old, vocab))
     print(f'{len(set(old) & set(vocab)):,} of {len(vocab):,} words known to {init.name}')
 
-def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mult=0.1, n_neg=1024, full_from=0.92, every=500, stop_at=None, backwards=False):
+def state_name(backwards, run_name): return f'state{"_bwd"*backwards}{f"-{run_name}" if run_name else ""}.pt'
+
+def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mult=0.1, n_neg=1024, full_from=0.92, every=500, stop_at=None, backwards=False, bf16=False, run_name=''):
     "Train until `n_tokens` are seen (default: all of them once); sampled loss first, the exact one for the last part."
     d = work/name
     vocab = json.loads((d/'vocab.json').read_text(encoding='utf8'))
     ids, offsets = np.load(d/'train.npy'), np.load(d/'train_offsets.npy')
-    valid, state = np.load(d/'valid.npy'), d/f'state{"_bwd"*backwards}.pt'
+    valid, state = np.load(d/'valid.npy'), d/state_name(backwards, run_name)
     if backwards: ids, valid = backwards_(ids, offsets), backwards_(valid, np.load(d/'valid_offsets.npy'))
     valid = valid[:100_000]
     steps = int(n_tokens or len(ids)) // (bs*seq_len)
@@ -154,7 +156,7 @@ def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mu
     torch.manual_seed(SEED)
     model, gen = make_model(drop_mult), torch.Generator().manual_seed(SEED)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    run = dict(name=name, bs=bs, seq_len=seq_len, lr=lr, drop_mult=drop_mult, n_neg=n_neg, full_from=full_from, steps=steps, init=init)
+    run = dict(name=name, bs=bs, seq_len=seq_len, lr=lr, drop_mult=drop_mult, n_neg=n_neg, full_from=full_from, steps=steps, init=init, bf16=bf16)
     step, secs, log = 0, 0., []
     if state.exists():
         s = torch.load(state, weights_only=True)
@@ -172,7 +174,8 @@ def train(name, work, init=None, n_tokens=0, bs=32, seq_len=70, lr=4e-3, drop_mu
         i = step % per_epoch * seq_len
         x, y = xs[:, i:i+seq_len], ys[:, i:i+seq_len]
         for g in opt.param_groups: g['lr'] = lr_at(step, steps, lr)
-        loss = sampled_loss(model, x, y, unigram, n_neg, gen) if step < full_from*steps else full_loss(model, x, y)
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            loss = sampled_loss(model, x, y, unigram, n_neg, gen) if step < full_from*steps else full_loss(model, x, y)
         opt.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step(); step += 1; bar.update()
@@ -313,9 +316,11 @@ if __name__ == '__main__':
     p.add_argument('--n_tokens', type=int, default=0); p.add_argument('--n_valid', type=int, default=0)
     p.add_argument('--bs', type=int, default=32); p.add_argument('--lr', type=float, default=4e-3); p.add_argument('--n_neg', type=int, default=1024)
     p.add_argument('--full_from', type=float, default=0.92, help='share of steps after which the loss is exact'); p.add_argument('--threads', type=int); p.add_argument('--every', type=int, default=500); p.add_argument('--stop_at', type=int)
+    p.add_argument('--run', default='', help='a name for this training, so that several of the same texts can stand beside each other; `--init` takes the run of this name too')
     p.add_argument('--backwards', action='store_true', help='read every text from its end')
+    p.add_argument('--bf16', action='store_true', help='products in bfloat16: faster where the processor multiplies it (AVX512-BF16, AMX), much slower elsewhere')
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     if a.what == 'prepare': prepare(a.name, a.work, a.text, a.imdb, a.n_tokens, a.n_valid or (2000 if a.imdb else 60))
     if a.what == 'card': card(a.name, a.work, a.out, a.backwards)
-    if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at, backwards=a.backwards)
+    if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at, backwards=a.backwards, bf16=a.bf16, run_name=a.run)

@@ -230,6 +230,14 @@ def test_line_ends_of_a_field(tmp_path):
     (tmp_path/'t.txt').write_bytes(b'one\r\n\r\ntwo\rthree')
     (tmp_path/'t.csv').write_bytes(b'text,label\r\n' + b'"one\r\n\r\ntwo\rthree",a\r\n"x",b\r\n'*6)
     assert get_texts(tmp_path/'t.csv').text[0] == read_text(tmp_path/'t.txt') == 'one\n\ntwo\nthree'
+    df = pd.DataFrame(dict(text=['one\r\n\r\ntwo\rthree', 'x']*6, title=['a\r\nb', 'c']*6, label=['a', 'b']*6))
+    assert get_texts(df).text[0] == get_texts(df.text.tolist()).text[0] == get_texts(df.astype(dict(text='category'))).text[0] == 'one\n\ntwo\nthree'
+    assert get_texts(df, ['title', 'text']).text[0] == 'xxfld 1 a\nb xxfld 2 one\n\ntwo\nthree'
+
+def test_a_split_that_nobody_asked_for_is_told():
+    df = pd.DataFrame(dict(text=['good', 'bad']*6, label=['a', 'b']*6, is_valid=[False]*8 + [True]*4))
+    with pytest.warns(UserWarning, match="split_col='is_valid' says so"): get_texts(df)
+    with warnings.catch_warnings(action='ignore', category=UserWarning): assert get_texts(df, split_col='is_valid').part.eq('test').sum() == 4
 
 def test_csv(tmp_path):
     f = tmp_path/'r.csv'

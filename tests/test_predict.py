@@ -96,6 +96,16 @@ def test_stock_learner(short, texts):
     assert np.abs(stock - alone).max() > 1e-3
     assert np.abs(np.concatenate([learn.get_preds(dl=learn.dls.test_dl([t]))[0].numpy() for t in some]) - alone).max() < 1e-5
 
+def test_line_ends_do_not_matter(df, tmp_path):
+    "What Windows and HTML forms end lines with: the same answer by every way in"
+    learn, a = classifier(df), 'A good film.\n\nThe end\nis bad.'
+    b = a.replace('\n', '\r\n')
+    want = predict(learn, a).pos[0]
+    assert set(predict(learn, [a, b, a.replace('\n', '\r')]).pos) == {want} == set(predict(learn, pd.DataFrame(dict(text=[b, b]))).pos)
+    for items in ([b], pd.DataFrame(dict(text=[b]))): assert learn.get_preds(dl=learn.dls.test_dl(items))[0][0, 1].item() == pytest.approx(want, abs=1e-5)
+    (tmp_path/'in.csv').write_bytes(f'text\r\n"{b}"\r\n'.encode())
+    assert pd.read_csv(predict_csv(learn, tmp_path/'in.csv', tmp_path/'out.csv')).pos[0] == pytest.approx(want, abs=1e-6)
+
 def test_order_index_and_kinds(df):
     learn = classifier(df)
     s = pd.Series(['a film', 'the film was long', 'no'], index=['x', 'y', 'x'])
@@ -214,6 +224,9 @@ def test_generate(df):
     greedy = generate(learn, 'The film', 12, temperature=0)
     assert greedy == generate(learn, 'The film', 12, top_k=1) == generate(learn, 'The film', 12, min_p=1.) == generate(learn, 'The film', 12, n=3, temperature=0)[:1]
     assert generate(lm(df, backwards=True), 'the film', 5, seed=0)[0].endswith('the film')
+    odd = "Zorblax didn't like <b>2000</b> soooo good films, it"
+    assert generate(learn, odd, 3, seed=0)[0].startswith(f'{odd} ') and generate(lm(df, backwards=True), odd, 3, seed=0)[0].endswith(f' {odd}')
+    assert generate(learn, odd, 9, seed=0)[0].removeprefix(odd) == generate(learn, f' {odd}\n', 9, seed=0)[0].removeprefix(odd)
     for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(top_k=2.5), 'whole number'), (dict(top_p=2), 'top_p'), (dict(n_words='9'), 'whole number'), (dict(min_p='a'), 'a number'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
         with pytest.raises(ValueError, match=has): generate(learn, 'The film', **kw)
 

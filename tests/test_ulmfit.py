@@ -2,14 +2,15 @@
 import io, json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
+from fastai.text.all import AWD_LSTM, Callback, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
 from ulmfit_tut import cli, files, lm, runs, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.compare import majority, tfidf, wilson
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import encoder_of, save_encoder, save_text_model, words_of
-from ulmfit_tut.tokens import get_tokenizer, tokenize
+from ulmfit_tut.predict import load_classifier
+from ulmfit_tut.tokens import get_tokenizer, tokenize, tokenizer_names
 from ulmfit_tut.ulmfit import _arms, classifier_learner, ulmfit
 
 fast = dict(split_col='part', lm_epochs=(1, 1), epochs=(1, 1, 1, 2), bs=8, seq_len=16, progress=False, device='cpu')
@@ -57,9 +58,43 @@ def test_a_language_model_of_ones_own(short, tmp_path):
     for bad, kw in [('tokenizer', dict(pretrained=file, lang='de')), ('backwards', dict(pretrained=file, backwards=True)), ('kind', dict(pretrained=enc))]:
         with pytest.raises(ValueError, match=bad): ulmfit(short, tmp_path/'no', **{**fast, **kw})
     own_rules = text_corpus(get_texts(short, split_col='part'), get_tokenizer(rules='corrected'), cache=tmp_path)
-    with pytest.raises(ValueError, match='rules'): lm.lm_learner(text_dls(own_rules, is_lm=True, bs=8, device='cpu'), file)
+    for start in (file, 'wiki', 'movies', 'wt103'):
+        with pytest.raises(ValueError, match="rules 'fastai' in place of 'corrected'"): lm.lm_learner(text_dls(own_rules, is_lm=True, bs=8, device='cpu'), start)
     with pytest.raises(FileNotFoundError, match='my.safetensors'): ulmfit(short, tmp_path/'no', 'my.safetensors', **fast)
     assert not (tmp_path/'no').exists()
+
+def test_rules_of_ones_own(short, tmp_path):
+    "A language model made by the corrected rules goes through the whole job, if the job is told of them"
+    corpus = text_corpus(get_texts(short, split_col='part'), get_tokenizer(rules='corrected'))
+    learn = language_model_learner(text_dls(corpus, is_lm=True, bs=8, seq_len=16, device='cpu'), AWD_LSTM, pretrained=False,
+                                   config={**awd_lstm_lm_config, 'emb_sz': 8, 'n_hid': 10, 'n_layers': 3})
+    file = save_text_model(learn, tmp_path/'mine.safetensors')
+    args = [str(o) for o in ('x.csv', '--pretrained', file, '--rules', 'corrected', '--out', tmp_path/'run', '--compare')]
+    settings = {**cli.parse_args(args), **fast, 'epochs': (0, 0, 0, 1), 'lm_epochs': (0, 1), 'source': short}
+    ulmfit(**settings)
+    assert tokenizer_names(load_classifier(tmp_path/'run').dls.train_ds.tokenizer) == ('spaCy en', 'corrected')
+    for bad, has in (dict(rules='fastai'), "rules 'corrected' in place of 'fastai'"), (dict(rules='mine'), "rules='mine' is none of fastai, corrected"):
+        with pytest.raises(ValueError, match=has): ulmfit(**{**settings, 'out': tmp_path/'no'} | bad)
+    assert not (tmp_path/'no').exists()
+
+def test_what_does_not_fit_into_memory_goes_on_with_less(short, tmp_path, monkeypatch):
+    "After the language model is trained the classifier takes too much: the same call with a smaller `bs` does not train the language model again"
+    import ulmfit_tut.ulmfit as module
+    fit, calls = module.fit_stages, []
+    def full(learn, stages, seed, file):
+        calls.append(file.stem)
+        if calls == ['lm', 'clas']:
+            class Full(Callback):
+                def before_batch(self): raise RuntimeError('CUDA out of memory')
+            learn.add_cb(Full())
+        return fit(learn, stages, seed, file)
+    monkeypatch.setattr(module, 'fit_stages', full)
+    with pytest.raises(torch.OutOfMemoryError, match='take bs=4'): ulmfit(short, tmp_path/'run', **fast)
+    lm_file = next((tmp_path/'run/state').rglob('lm.safetensors'))
+    before = lm_file.stat().st_mtime_ns
+    monkeypatch.setattr(module, 'fit_stages', lambda *a: calls.append((a[3].stem, a[3].exists() and a[3].stat().st_mtime_ns)) or fit(*a))
+    ulmfit(short, tmp_path/'run', **{**fast, 'bs': 4})
+    assert calls[2:] == [('lm', before), ('clas', False)] and json.loads((tmp_path/'run/config.json').read_text())['bs'] == 4
 
 @pytest.mark.parametrize('n', [1, 4])
 def test_a_language_model_of_other_depth(short, tmp_path, n):
@@ -76,7 +111,8 @@ def test_a_language_model_of_other_depth(short, tmp_path, n):
 def test_a_classifier_on_stock_loaders(short):
     dls = TextDataLoaders.from_df(short[short.part.ne('unsup')], text_col='text', label_col='label', bs=8, device='cpu', num_workers=0)
     sizes = dict(emb_sz=8, n_hid=10, n_layers=2)
-    assert classifier_learner(dls, sizes).model[0].bptt == 72 and classifier_learner(dls, sizes, seq_len=16).model[0].bptt == 16
+    assert classifier_learner(dls, sizes).model[0].bptt == 72 == classifier_learner(dls, sizes, seq_len=72).model[0].bptt
+    with pytest.raises(ValueError, match='seq_len=16, its DataLoaders pad for 72'): classifier_learner(dls, sizes, seq_len=16)
 
 def test_steady_memory_elsewhere(monkeypatch):
     "On Windows `ctypes` wants a name, on musl there is no `mallopt`"
@@ -143,8 +179,11 @@ def test_mistakes(short, tmp_path, bad, has):
 def test_a_home_in_the_path(short, tmp_path, monkeypatch):
     "pandas reads `~` as the home folder, so the run folder must lie there, too"
     monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.chdir(tmp_path)
-    ulmfit(short, '~/mine', **{**fast, 'lm_epochs': (0, 0), 'epochs': (0, 0, 0, 1)}, compare=(), cache='~/texts')
+    short.to_csv('t.csv', index=False)
+    ulmfit('~/t.csv', '~/mine', **{**fast, 'lm_epochs': (0, 0), 'epochs': (0, 0, 0, 1)}, compare=(), cache='~/texts')
     assert (tmp_path/'mine/report.html').exists() and (tmp_path/'texts').is_dir() and not (tmp_path/'~').exists()
+    again = load_classifier('~/mine')
+    assert save_text_model(again, '~/again.safetensors') and (tmp_path/'again.safetensors').exists() and load_classifier('~/again.safetensors')
 
 def test_another_run_begins_in_the_same_folder_meanwhile(short, tmp_path, monkeypatch):
     import ulmfit_tut.ulmfit as module

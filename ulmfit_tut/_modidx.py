@@ -151,6 +151,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ulmfit_tut.data._cut': ('data.html#_cut', 'ulmfit_tut/data.py'),
                                  'ulmfit_tut.data._fetch': ('data.html#_fetch', 'ulmfit_tut/data.py'),
                                  'ulmfit_tut.data._flag': ('data.html#_flag', 'ulmfit_tut/data.py'),
+                                 'ulmfit_tut.data._lines': ('data.html#_lines', 'ulmfit_tut/data.py'),
                                  'ulmfit_tut.data._strings': ('data.html#_strings', 'ulmfit_tut/data.py'),
                                  'ulmfit_tut.data.get_texts': ('data.html#get_texts', 'ulmfit_tut/data.py'),
                                  'ulmfit_tut.data.join_fields': ('data.html#join_fields', 'ulmfit_tut/data.py'),

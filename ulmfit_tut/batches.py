@@ -8,7 +8,7 @@ __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader',
 # %% ../nbs/api/batches.ipynb #bd5d6443
 from fastai.text.all import *
 from .corpus import TextCorpus
-from .data import _flag, join_fields, text_vocab
+from .data import _flag, _lines, join_fields, text_vocab
 from .tokens import _all_ids
 
 # %% ../nbs/api/batches.ipynb #3bf4b59a
@@ -63,7 +63,7 @@ def _source(ds):
         ids,starts,lens,types = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],c.types       # an array is faster to slice than a memmap
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
-        ids,lens,types = _all_ids(tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else items, tl.tokenizer.tok)
+        ids,lens,types = _all_ids(tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else map(_lines, items), tl.tokenizer.tok)
         starts = lens.cumsum() - lens
     ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))
     return ds._source

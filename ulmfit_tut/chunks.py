@@ -78,8 +78,7 @@ class ChunkTokenizer:
 
     def _learn(self):
         "Tokens of the chunks that are new, all at once: a line break keeps them apart for every rule, and for spaCy"
-        new = self.chunks.names[len(self.info[0]):]
-        if not new: return
+        if not (new := self.chunks.names[len(self.info[0]):]): return
         reps = self.rep('\n'.join(new))
         low = self.rest(reps).lower() + '\n'
         pieces = _word.split(low)
@@ -134,9 +133,8 @@ class ChunkTokenizer:
         return _number(self.chunks, ['\0', *x.split()])
 
     def _whole(self, text):
-        toks = self.words(compose(*rule_sets[self.rules])(text))
         self.n_whole += 1
-        return np.array([0, self._add(f'\0\0{len(self.chunks)}', [replace_space(o.text) for o in toks][1:])])
+        return np.array([0, self._add(f'\0\0{len(self.chunks)}', [replace_space(o.text) for o in self.words(compose(*rule_sets[self.rules])(text))][1:])])
 
     def _repeats(self, c):
         "Texts in which a word may follow itself twice"

@@ -33,12 +33,13 @@ def mini_reviews(
     return path
 
 # %% ../nbs/02_data.ipynb #a130c44d
+def _lines(o): return o.replace('\r\n', '\n').replace('\r', '\n') if isinstance(o, str) and '\r' in o else o        # as Python reads a file
+
 def read_text(f:Path, encoding:str='utf8') -> str: # line ends are `\n`, as Python reads them
     "The text of a file; `ValueError` that names it where it is not in `encoding`"
     with open(f, 'rb', buffering=0) as o: data = o.read()
-    try: text = data.decode(encoding).removeprefix('\ufeff')                 # with which Windows marks UTF-8
+    try: return _lines(data.decode(encoding).removeprefix('\ufeff'))          # with which Windows marks UTF-8
     except (ValueError, LookupError) as e: raise ValueError(f'{f} is not {encoding} text ({e}): mend it, or try encoding="cp1252", "utf-16" ...') from None
-    return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
 
 def _strings(texts, kinds=str):
     "`TypeError` that names what is none"
@@ -54,7 +55,7 @@ def texts_from_folder(
     encoding:str='utf8', read:bool=True # `False` leaves the texts on disk, for `text_corpus` to read
 ) -> pd.DataFrame: # `text`, `label`, `part`, `is_valid`, and `file` relative to `path`, which is in `attrs`
     "All texts below `path`, files sorted; `ValueError` or `FileNotFoundError` for a folder that cannot be used"
-    path,labels,unlabelled,rows = Path(path),uniqueify(listify(labels)),uniqueify(listify(unlabelled)),[]
+    path,labels,unlabelled,rows = Path(path).expanduser(),uniqueify(listify(labels)),uniqueify(listify(unlabelled)),[]
     if not path.is_dir(): raise FileNotFoundError(f'{path} is no folder: give one in IMDb\'s layout, or a .csv file')
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if odd := [u for u in unlabelled if u in labels or u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
@@ -92,10 +93,10 @@ def _check(df, name):
 def _flag(o): return {'0':0, '1':1, '0.0':0, '1.0':1, 'false':0, 'true':1}.get(str(o).lower())
 
 def join_fields(df, cols):
-    "One text a row; the fields of several columns marked `xxfld 1`, `xxfld 2`, as fastai's `tokenize_df` marks them"
-    if len(cols) == 1: return df[cols[0]]
+    "One text a row, line ends `\\n`; the fields of several columns marked `xxfld 1`, `xxfld 2`, as fastai's `tokenize_df` marks them"
+    if len(cols) == 1: return df[cols[0]].map(_lines)
     if bad := [c for c in cols if not all(isinstance(o, str) for o in df[c])]: raise TypeError(f'{bad}: not every row has a text there')
-    return [' '.join(f'{FLD} {i} {o}' for i,o in enumerate(r, 1)) for r in df[list(cols)].itertuples(index=False)]
+    return [' '.join(f'{FLD} {i} {_lines(o)}' for i,o in enumerate(r, 1)) for r in df[list(cols)].itertuples(index=False)]
 
 def texts_from_df(
     df:pd.DataFrame, # one row a text
@@ -113,6 +114,7 @@ def texts_from_df(
     for c in (*text_cols, *label_cols, *listify(split_col)):
         # of a file, pandas names the second `.1`
         if (n := [*df.columns].count(c) + (f'{c}.1' in df)) != 1: raise ValueError(f'{name} has {n} columns named {c!r} of {[*df.columns]}: set text_col= ...')
+    if split_col is None and 'is_valid' in df: warnings.warn(f"{name}: its column 'is_valid' holds nothing back, unless split_col='is_valid' says so")
     df = df.reset_index(drop=True)
     for c in text_cols: refuse([not isinstance(o, str) or not o.strip() for o in df[c]], f'{c!r} is empty or no text')
     parts = 'train' if split_col is None else [_parts.get(str(o).strip().lower()) for o in df[split_col]]
@@ -175,7 +177,7 @@ def _fetch(url, *files, kind='data', instead='source="mini"'):
 
 def _csv(f, encoding, **kwargs):
     "Tables of strings from a CSV file: the whole of it, or with `chunksize` so many rows a table; `ValueError` that names the file"
-    if not Path(f).exists(): raise FileNotFoundError(f'No such file: {f}')
+    if not Path(f).expanduser().exists(): raise FileNotFoundError(f'No such file: {f}')
     try:
         chunks = pd.read_csv(f, encoding=encoding, dtype=object, keep_default_na=False, index_col=False, iterator=True, **kwargs)    # the text "None" is a text
         while True:

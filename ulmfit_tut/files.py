@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 @contextlib.contextmanager
 def replacing(path:Path): # yields a path beside it, which takes its place when the block ends well
     "Write the file `path`, or replace it, all or nothing"
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(Path(path).expanduser()))
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
     tmp.write_bytes(b'')                                     # now, not after the work, one learns that it cannot be written
@@ -51,7 +51,7 @@ def load_weights(
     fp32:bool=True # half and double precision as fp32; else as they are
 ) -> tuple: # name -> tensor on CPU, and `meta`
     "Weights and what belongs to them; `ValueError` for a damaged file and for one of another kind"
-    data,remedy = Path(file).read_bytes(),'take another copy, or write it anew with this package'
+    data,remedy = Path(file).expanduser().read_bytes(),'take another copy, or write it anew with this package'
     end = 8 + int.from_bytes(data[:8], 'little')
     if not (m := end <= len(data) and _digest.search(data[:end])): raise ValueError(f'{file} is no whole safetensors file, or carries no digest: {remedy}')
     if hashlib.sha256(data.replace(m[1], _blank, 1)).hexdigest() != m[1].decode(): raise ValueError(f'{file} is damaged, its digest does not fit: {remedy}')

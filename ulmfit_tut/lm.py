@@ -28,22 +28,23 @@ def read_vocab(file:Path) -> list: # the words in the order of their rows
 def pretrained_lm(
     name:str='wiki', # `wiki`, `movies` (embedded), `wt103` (fastai's, 400 / 1152 / 3), `none`: the embedded network, untrained; or a file of `save_text_model`
     backwards:bool=False, # a model that reads from the end; `movies` and `wt103` have one
-    tok=(None, None) # `tokenizer_names` that a file of your own must not contradict
+    tok=(None, None) # `tokenizer_names` of the texts, which the model's must not contradict
 ) -> tuple: # weights by name (None for `none`), vocabulary, and sizes `emb_sz`, `n_hid`, `n_layers`
     "A pretrained language model; `ValueError` for an unknown name, `FileNotFoundError` where it cannot be fetched"
     if name == 'none': return None, [], load_weights(_files.parent/'models/wiki.safetensors')[1]['config']
+    if backwards and name == 'wiki': raise ValueError('\'wiki\' reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
+    must = dict(tokenizer=tok[0], rules=tok[1]) | ({} if (named := name in pretrained_names) else dict(kind='lm', backwards=backwards))
+    if not (named or str(name).endswith('.safetensors')): raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors')
+    file = _files.parent/f'models/{name}{"-bwd"*backwards}.safetensors' if named else name
+    weights,meta = ({}, dict(tokenizer='spaCy en', rules='fastai')) if name == 'wt103' else load_weights(file)
+    odd = [f'{k} {meta[k]!r} in place of {v!r}' for k,v in must.items() if v is not None and meta.get(k) not in (v, None)]
+    if odd := odd + ['a decoder of its own, here it shares the word rows']*('1.decoder.weight' in weights):
+        raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as it says, or take another, pretrained="none" for one')
     if name == 'wt103':
         url,instead = URLs.WT103_BWD if backwards else URLs.WT103_FWD,'pretrained="movies", which is embedded'
         pth,itos = _fetch(url, f'lstm_{"bwd" if backwards else "fwd"}.pth', 'itos_wt103.pkl', kind='model', instead=instead)
-        vocab,weights = read_vocab(itos),torch.load(pth, map_location='cpu', weights_only=True)
-        return clean_raw_keys(weights), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
-    if backwards and name == 'wiki': raise ValueError('\'wiki\' reads forwards: use pretrained="movies", "wt103" or "none" to go backwards')
-    own = {} if name in pretrained_names else dict(kind='lm', backwards=backwards, tokenizer=tok[0], rules=tok[1])      # what a file of your own must say
-    if own and Path(str(name)).suffix != '.safetensors': raise ValueError(f'pretrained={name!r} is none of {", ".join(pretrained_names)}, and no .safetensors')
-    weights,meta = load_weights(name if own else _files.parent/f'models/{name}{"-bwd"*backwards}.safetensors')
-    odd = [f'{k} {meta[k]!r} in place of {v!r}' for k,v in (own or dict(tokenizer=tok[0])).items() if v is not None and meta.get(k) not in (v, None)]
-    if odd := odd + ['a decoder of its own, here it shares the word rows']*('1.decoder.weight' in weights):
-        raise ValueError(f'{name} does not fit here, {"; ".join(odd)}: build everything as it says, or take another, pretrained="none" for one')
+        vocab = read_vocab(itos)
+        return clean_raw_keys(torch.load(pth, 'cpu', weights_only=True)), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 

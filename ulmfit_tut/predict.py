@@ -8,7 +8,7 @@ __all__ = ['predict', 'load_classifier', 'predict_csv', 'decode_tokens', 'next_w
 # %% ../nbs/07_predict.ipynb #8b648d48
 from fastai.text.all import *
 from .batches import CorpusText, TextLoader, _Known, known_words, pad_windows, text_tfms
-from .data import _csv, _strings
+from .data import _csv, _lines, _strings
 from .encoder import _compare, _kind, _put, _together, about, encoder_of, text_columns, words_of
 from .files import load_weights, replacing
 from .tokens import _all_ids, get_tokenizer
@@ -42,8 +42,7 @@ def _texts(learn, texts, text_col):
     cols,own = text_columns(learn) or ['text'],[] if text_col is None else np.array(text_col, object).ravel().tolist()
     if isinstance(texts, pd.DataFrame) and len(own or cols) == len(cols): texts = CorpusText(None, own or cols).texts(texts)
     elif len(own or cols) != len(cols) or cols[1:] and any(FLD not in str(o) for o in texts): raise ValueError(f'The learner read {cols}: give a table of them')
-    _strings(texts)
-    return list(texts)
+    _strings(texts); return [*map(_lines, texts)]
 
 def _batch(ids, enc):
     "Texts, longest first, as a matrix in which `SentenceEncoder` reads each as if it were alone"
@@ -96,7 +95,7 @@ def load_classifier(
     device=None # default fastai's
 ) -> Learner: # stock text classifier that holds no texts; a list of them where several were saved together
     "A classifier ready for `predict`; `ValueError` for a file of another kind. Nothing in the file is run"
-    if Path(file).is_dir(): file = Path(file)/'classifier.safetensors'
+    if (file := Path(file).expanduser()).is_dir(): file = file/'classifier.safetensors'
     weights,meta = load_weights(file, ('kind',))
     if 'models' not in meta: return _classifier(weights, meta, file, tok, device)
     part = lambda i: {k.removeprefix(i): v for k,v in weights.items() if k.startswith(i)}
@@ -111,7 +110,7 @@ def predict_csv(
     rows:int=5000 # in memory at once
 ) -> Path: # `out`
     "Predict a table of any length with bounded memory; `out` appears whole or not at all"
-    if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another file')
+    if Path(out).expanduser().exists(): raise FileExistsError(f'{out} exists: choose another file')
     one = {len(df.columns) for df in _csv(source, encoding, chunksize=rows)} == {1}            # what is no CSV fails here; a blank line of one column is a text
     with replacing(out) as tmp:
         for i,df in enumerate(_csv(source, encoding, chunksize=rows, skip_blank_lines=not one)):
@@ -148,7 +147,7 @@ def next_words(
 
 def generate(
     learn:Learner, # fastai language model learner
-    text:str='', # how the texts begin
+    text:str='', # how the texts begin, or backwards end: it comes back as it is
     n_words:int=50, # tokens to add at most; a text that comes to its end stops there
     n:int=1, # texts to write
     temperature:float=1., # 0 takes the likeliest word each time
@@ -173,4 +172,6 @@ def generate(
             logits[:, banned] = -float('inf')
             x = torch.multinomial(next_words(logits, temperature, top_k, top_p, min_p), 1, generator=gen)
             res.append(x[:, 0].tolist())
-    return [' '.join(decode_tokens([vocab[i] for i in (*start, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))][::turn])) for o in zip(*res)]
+    said,read = ([],start) if not text.strip() or any(o[:1] == '▁' for o in vocab) else ([text.strip()],[])        # a piece may go on with its last word
+    words = [decode_tokens([vocab[i] for i in (*read, *takewhile(lambda i: vocab[i].lstrip('▁') != BOS, o))][::turn]) for o in zip(*res)]
+    return [' '.join(said + o if turn > 0 else o + said) for o in words]

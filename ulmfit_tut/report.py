@@ -40,8 +40,7 @@ def read_run(
 )->dict: # settings (`config`), result (`test`), a table for each CSV file, the `confusion` matrix, and the `wrong` answers, the worst first
     "Read everything that the page shows"
     def table(o):
-        f = Path(path)/f'{o}.csv'
-        if not f.exists() or not f.stat().st_size: return pd.DataFrame(columns=words)
+        if not (f := Path(path)/f'{o}.csv').exists() or not f.stat().st_size: return pd.DataFrame(columns=words)
         return pd.read_csv(f, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=['']).fillna(dict.fromkeys(words, ''))
     words = 'text label predicted part phase arm starts_from word'.split()
     r = {o: table(o) for o in 'data history metrics lrs predictions comparison why'.split()}

@@ -9,7 +9,7 @@ __all__ = ['classifier_learner', 'ulmfit']
 import contextlib, platform, shutil
 from fastai.text.all import *
 from .compare import majority, tfidf, wilson
-from .batches import _window, text_dls
+from .batches import _window, same_windows, text_dls
 from .corpus import _sha, text_corpus
 from .data import get_texts
 from .encoder import _versions, load_encoder, save_encoder, save_text_model
@@ -32,7 +32,7 @@ def classifier_learner(
     "fastai's `text_classifier_learner` on an encoder of ours; `seq_len` is that of `dls`, and no pretrained model is fetched that would be replaced at once"
     o = dict(metrics=accuracy_multi if isinstance(getattr(dls.train_ds, 'loss_func', 0), BCEWithLogitsLossFlat) else accuracy, seq_len=_window(dls.train) or 72)
     learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **config}, pretrained=False, drop_mult=drop_mult, **o | kwargs)
-    if encoder: load_encoder(learn, encoder)
+    load_encoder(learn, encoder) if encoder else same_windows(learn)
     return learn
 
 # %% ../nbs/06_ulmfit.ipynb #1b34e9bd
@@ -71,7 +71,7 @@ _usual,_tutorial = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1,
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
-    out:Path='run', # run folder to make; an unfinished one of the same settings and data goes on
+    out:Path='run', # run folder to make; an unfinished one of the same data and settings, but for `bs`, goes on
     pretrained:str='wiki', # language model to start from: `wiki`, `movies`, `wt103`, `none`, or a `.safetensors` file of your own
     text_col:str='text', label_col:str='label', # column of a CSV or DataFrame; of texts there may be several
     split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans where true is test
@@ -79,6 +79,7 @@ def ulmfit(
     unlabelled:list=('unsup',), # folders of texts without labels
     encoding:str='utf8', # of files
     lang:str='en', # spaCy language of the tokenizer
+    rules:str='fastai', # what is done to a text before it: `fastai` or `corrected`, for a model of your own
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
@@ -97,7 +98,7 @@ def ulmfit(
     c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
     c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out).expanduser()
     check_settings(c | {k: v for k,v in _usual.items() if c[k] is None})
-    try: tok = get_tokenizer(lang)
+    try: tok = get_tokenizer(lang, rules)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
@@ -108,7 +109,7 @@ def ulmfit(
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
     lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
-    if not unfinished(out, config): write({**config, 'vocab_sz': len(vocab)}, out/'config.json')     # asked again: another run may have begun meanwhile
+    unfinished(out, config); write({**config, 'vocab_sz': len(vocab)}, out/'config.json')            # asked again: another run may have begun meanwhile
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
           f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}' + f'\n{n_long:,} texts exceed the 1,440 tokens that the head sees'*(n_long > 0))
     print(f'About {minutes(lm, clas, c, sizes):.1f} minutes{" in all"*goes_on} on {c["device"]}, {sum(c["epochs"])} epochs of the classifier. Folder: {out}')

@@ -177,8 +177,8 @@ def fit_stages(
             except RuntimeError as e:
                 if not re.search("out of memory|can't allocate memory", str(e), re.I): raise                 # of a GPU, of a CPU
                 bs,*_ = shape = tuple(getattr(first(getattr(learn, 'xb', ())), 'shape', ())) or (1,)
-                how = f'make DataLoaders with bs={bs//2}, let learn.add_cb(GradientAccumulation({bs})) gather {bs} for a step' if bs > 3 else 'cut the texts'
-                raise torch.OutOfMemoryError(f'Out of memory in stage {i} at shape {shape}, texts x tokens: {how}, and call fit_stages again ({e})') from None
+                how = f'take bs={bs//2}, in Python with learn.add_cb(GradientAccumulation({bs})) to gather {bs} for a step' if bs > 3 else 'cut the texts'
+                raise torch.OutOfMemoryError(f'Out of memory in stage {i} at shape {shape}, texts x tokens: {how}, and go on where it stopped ({e})') from None
             if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates (now {learn.opt.hypers[-1]["lr"]:.2g}), or clean the data')
             if run.problem: raise run.problem
     steps = lambda i: [o['steps'] for o in hist if o['stage'] == i]              # a callback may have ended a stage before its last epoch
