@@ -57,13 +57,8 @@ def source(app, mod):
     a.find_tags()
     return code,a.tags
 
-def title(app, page, template, context, doctree):
-    "The first page is titled as the site: once is enough"
-    if context.get('title') == project: context['docstitle'] = ''
-
 def setup(app):
     PygmentsBridge.html_formatter = WrappedLines
     app.symbols = symbols(app.srcdir)
     app.add_transform(SymbolLinks)
     app.connect('viewcode-find-source', source)
-    app.connect('html-page-context', title)

@@ -75,7 +75,8 @@ def test_kinds_of_spacy_are_told_apart(tmp_path):
     assert a.path != b.path and b[1][:3] == [o[:4] for o in a[1][:3]]
 
 def test_a_language_model_wants_its_tokenizer():
-    assert pretrained_lm('wiki', tok=('spaCy en', 'corrected'))[1][:1] == ['xxunk']
+    for tok in ((None, None), ('spaCy en', None), ('spaCy en', 'fastai')): assert pretrained_lm('wiki', tok=tok)[1][:1] == ['xxunk']
+    with pytest.raises(ValueError, match="wiki does not fit here, rules 'fastai' in place of 'corrected'"): pretrained_lm('wiki', tok=('spaCy en', 'corrected'))
     with pytest.raises(ValueError, match="wiki does not fit here, tokenizer 'spaCy en' in place of 'spaCy de'"): pretrained_lm('wiki', tok=('spaCy de', 'fastai'))
 
 def letters(texts): return [list(o) for o in texts]
