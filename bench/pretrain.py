@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 CONFIG = dict(emb_sz=128, n_hid=256, n_layers=3)
 VOCAB_SZ, SEED = 12_000, 42
+tied = ('0.encoder_dp.emb.weight', '1.decoder.weight')                          # names under which the word rows stand again
 
 # --- text -> tokens -> ids ---------------------------------------------------------------------------------------------------------------
 
@@ -239,22 +240,27 @@ def seen(ids, offsets, bs, tokens):
         out.append(xs[:, :left//bs].reshape(-1).numpy())
     return np.concatenate(out)
 
-def card(name, work, out, backwards=False):
+def save_lm(file, name, vocab, weights, backwards=False):
+    "fp16, a shared matrix once, and what the numbers mean"
+    from ulmfit_tut.files import save_weights
+    meta = dict(kind='lm', vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=backwards, tokenizer='spaCy en', rules='fastai')
+    save_weights(file, {k: v.half() for k, v in weights.items() if k not in tied}, **meta)
+
+def card(name, work, out, backwards=False, run_name=''):
     "Write `out/name.safetensors` (fp16) and `out/name.json`: what the model was made from and how well it predicts. Backwards it is `name-bwd`."
-    from ulmfit_tut.files import save_weights, load_weights
+    from ulmfit_tut.files import load_weights
     d = work/name
-    s = torch.load(d/f'state{"_bwd"*backwards}.pt', weights_only=True)
+    s = torch.load(d/state_name(backwards, run_name), weights_only=True)
     if s['step'] < s['run']['steps']: raise SystemExit(f'{s["step"]} of {s["run"]["steps"]} steps are done: let train come to its end')
     vocab, info = json.loads((d/'vocab.json').read_text(encoding='utf8')), json.loads((d/'info.json').read_text())
-    tied = ('0.encoder_dp.emb.weight', '1.decoder.weight')
-    meta = dict(kind='lm', vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=backwards, tokenizer='spaCy en', rules='fastai')
-    name = f'{name}{"-bwd"*backwards}'
-    save_weights(out/f'{name}.safetensors', {k: v.half() for k, v in s['model'].items() if k not in tied}, **meta)
+    file = out/f'{name}{"-bwd"*backwards}.safetensors'
+    save_lm(file, name, vocab, s['model'], backwards)
+    name = file.stem
     valid, ids, offsets = np.load(d/'valid.npy'), np.load(d/'train.npy'), np.load(d/'train_offsets.npy')
     if backwards: ids, valid = backwards_(ids, offsets), backwards_(valid, np.load(d/'valid_offsets.npy'))
     model = make_model(0.)
     model.load_state_dict(s['model']); fp32 = perplexity(model, valid)
-    w, _ = load_weights(out/f'{name}.safetensors')
+    w, _ = load_weights(file)
     model.load_state_dict({**w, **{k: w['0.encoder.weight'] for k in tied}}); fp16 = perplexity(model, valid)
     read = seen(ids, offsets, s['run']['bs'], s['step']*s['run']['bs']*s['run']['seq_len'])
     kn = KneserNey(read).perplexity(valid)
@@ -322,5 +328,5 @@ if __name__ == '__main__':
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     if a.what == 'prepare': prepare(a.name, a.work, a.text, a.imdb, a.n_tokens, a.n_valid or (2000 if a.imdb else 60))
-    if a.what == 'card': card(a.name, a.work, a.out, a.backwards)
+    if a.what == 'card': card(a.name, a.work, a.out, a.backwards, a.run)
     if a.what == 'train': train(a.name, a.work, a.init, a.n_tokens, bs=a.bs, lr=a.lr, n_neg=a.n_neg, full_from=a.full_from, every=a.every, stop_at=a.stop_at, backwards=a.backwards, bf16=a.bf16, run_name=a.run)

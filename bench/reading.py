@@ -4,7 +4,7 @@
     python bench/pretrain.py prepare movies --imdb ~/.fastai/data/imdb
     python bench/pretrain.py train   wiki   --run 39m --n_tokens 39_000_000 --full_from 0.81 --bf16        # and 3m, 12m likewise
     python bench/pretrain.py train   movies --run 39m --init wiki --n_tokens 21_900_000 --lr 3e-3 --full_from 0.9 --bf16
-    python bench/reading.py run              # bench/results/reading.json: goes on where it stopped, writes after each row
+    python bench/reading.py run              # bench/results/reading.json: goes on where it stopped, writes after each row; one at a time
 
 The three lengths share one vocabulary and one order of articles, and each has a learning rate that rises and falls over its own length: none is a
 stretch of another. The rate is the same for all, and the rise a tenth of the run, which for 3 million is too steep: see its perplexity. It gets no
@@ -21,8 +21,7 @@ and unlabelled reviews of IMDb, without labels, these among them.
 import argparse, functools, json, time
 from labels import *
 from labels import classifier as built
-from pretrain import CONFIG, make_model, perplexity, state_name
-from ulmfit_tut.files import save_weights
+from pretrain import CONFIG, make_model, perplexity, save_lm, state_name
 from ulmfit_tut.unfreeze import Stage
 
 out, cards, source = results/'reading.json', results.parent.parent/'ulmfit_tut/models', 'imdb'
@@ -51,14 +50,6 @@ def weights(work, name, run):
     vocab = json.loads((work/name/'vocab.json').read_text(encoding='utf8'))
     torch.manual_seed(0)
     return vocab, make_model(1.).state_dict() if run == '0' else torch.load(work/name/state_name(False, run), weights_only=True)['model']
-
-def as_file(work, name, run, to):
-    "As `pretrain.py card` writes it"
-    vocab, sd = weights(work, name, run)
-    tied = ('0.encoder_dp.emb.weight', '1.decoder.weight')
-    meta = dict(kind='lm', vocab=vocab, config=CONFIG, arch='AWD_LSTM', trained_on=name, backwards=False, tokenizer='spaCy en', rules='fastai')
-    save_weights(to, {k: v.half() for k,v in sd.items() if k not in tied}, **meta)
-    return vocab
 
 def rows_of(model): return [o for o in json.loads(out.read_text())['rows'] if o['model'] == model] if out.exists() else []
 
@@ -96,14 +87,15 @@ def run(work, only):
                           cpu_seconds=round(time.process_time() - t, 1), right=np.packbits(right).tobytes().hex()))
     for seed in seeds if not only or 'words' in only else []:
         for n in (few, pool):
-            keep = draws[seed][:n] if n == pool else subset_of(draws[seed], df, n, seed)
+            keep = draws[seed] if n == pool else subset_of(draws[seed], df, n, seed)
             add('words', 'tfidf', n, seed, lambda: tfidf(df.iloc[np.sort(np.concatenate([keep, held]))], seed)[0].to_numpy())
     for name, run in [(n, r) for n,rs in lengths.items() for r in rs]:
         model = f'{name}-{run}'
         if only and model not in only: continue
         if not any(o['model'] == model for o in (json.loads(out.read_text())['models'] if out.exists() else [])): note('models', model_row(work, name, run))
         file = work/f'{model}.safetensors'
-        vocab = as_file(work, name, run, file)
+        vocab, sd = weights(work, name, run)
+        save_lm(file, name, vocab, sd)
         enc = save_encoder(lm_learner(text_dls(corpus, vocab, is_lm=True, device='cpu'), file), work/f'{model}-encoder.safetensors')
         x = None
         for seed in seeds:

@@ -92,6 +92,7 @@ def test_what_does_not_fit_into_memory_goes_on_with_less(short, tmp_path, monkey
     with pytest.raises(torch.OutOfMemoryError, match='take bs=4'): ulmfit(short, tmp_path/'run', **fast)
     lm_file = next((tmp_path/'run/state').rglob('lm.safetensors'))
     before = lm_file.stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match='bs was 8 and is 16'): ulmfit(short, tmp_path/'run', **{**fast, 'bs': 16})     # an option forgotten, not a remedy
     monkeypatch.setattr(module, 'fit_stages', lambda *a: calls.append((a[3].stem, a[3].exists() and a[3].stat().st_mtime_ns)) or fit(*a))
     ulmfit(short, tmp_path/'run', **{**fast, 'bs': 4})
     assert calls[2:] == [('lm', before), ('clas', False)] and json.loads((tmp_path/'run/config.json').read_text())['bs'] == 4

@@ -36,12 +36,12 @@ def unfinished(
     out:Path, # run folder
     config:dict # settings and data of the run that wants it
 ) -> bool: # whether it goes on
-    "Look for an unfinished run of these data and settings, but for `bs`, in the folder `out`; `FileExistsError` if it holds anything else"
+    "Look for an unfinished run of these data and settings, or with a larger `bs`, in the folder `out`; `FileExistsError` if it holds anything else"
     if (out/'report.html').exists(): raise FileExistsError(f'{out} holds a finished run: choose another folder with out=...')
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
     if not (out/'config.json').exists(): raise FileExistsError(f'{out} is a file, or not empty and no run folder: choose another with out=...')
     old = json.loads((out/'config.json').read_text(encoding='utf8'))
-    if diff := [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in config.items() if old.get(k) != v and k != 'bs']:
+    if diff := [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in config.items() if old.get(k) != v and not (k == 'bs' and v < old.get(k, 0))]:
         raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
     return True
 

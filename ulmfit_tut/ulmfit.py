@@ -71,7 +71,7 @@ _usual,_tutorial = dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1,
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
-    out:Path='run', # run folder to make; an unfinished one of the same data and settings, but for `bs`, goes on
+    out:Path='run', # run folder to make; an unfinished one of the same data and settings goes on, with a smaller `bs` too
     pretrained:str='wiki', # language model to start from: `wiki`, `movies`, `wt103`, `none`, or a `.safetensors` file of your own
     text_col:str='text', label_col:str='label', # column of a CSV or DataFrame; of texts there may be several
     split_col:str=None, # column with `train`, `valid`, `test`, `unsup`, or with booleans where true is test
