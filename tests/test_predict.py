@@ -7,9 +7,11 @@ from hypothesis import given, settings, strategies as st
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import PadChunks, get_texts, mini_reviews_df, text_vocab
-from ulmfit_tut.encoder import save_text_model
+from ulmfit_tut.encoder import encoder_of, load_text_model, save_text_model
+from ulmfit_tut.lm import lm_learner
 from ulmfit_tut.predict import decode_tokens, generate, load_classifier, next_words, predict, predict_csv
 from ulmfit_tut.tokens import tokenize
+from ulmfit_tut.ulmfit import classifier_learner
 
 small = dict(emb_sz=16, n_hid=20, n_layers=3)
 
@@ -313,6 +315,27 @@ def test_a_head_of_other_layers(df, tmp_path):
     learn = classifier(df, lin_ftrs=[20, 10])
     back = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
     assert np.abs(predict(back, df.text).pos - predict(learn, df.text).pos).max() < 1e-6
+
+def test_a_head_with_a_range(df, tmp_path):
+    "fastai's `y_range` bends the outputs: a file that forgot it gave other probabilities"
+    learn = classifier(df, y_range=(-1, 3))
+    file = save_text_model(learn, tmp_path/'c.safetensors')
+    pd.testing.assert_frame_equal(predict(load_classifier(file, device='cpu'), df.text), predict(learn, df.text))
+    with pytest.raises(ValueError, match=r'y_range \[-1, 3\] / None'): load_text_model(classifier(df), file)
+    assert load_text_model(classifier(df, y_range=(-1, 3)), file)['unchecked'] == []
+
+@pytest.mark.parametrize('learner', ['lm', 'classifier'])
+def test_no_dropout_at_all(df, learner):
+    "fastai 2.8.12 fails at `drop_mult=0`; in training the encoder then says what it says at rest, to the bit"
+    corpus = text_corpus(df)
+    dls = text_dls(corpus, corpus.vocab(min_freq=1), is_lm=learner == 'lm', bs=4, seq_len=16, device='cpu')
+    learn = quiet(lm_learner(dls, 'none', 0, config={**awd_lstm_lm_config, **small}) if learner == 'lm' else classifier_learner(dls, small, drop_mult=0))
+    x, enc, said = dls.one_batch()[0], encoder_of(learn), []
+    for mode in (True, False):
+        enc.train(mode); enc.reset()
+        said.append(enc(x[:, :16]).detach())
+    assert torch.equal(*said)
+    with learn.no_logging(): learn.fit(1)
 
 def test_the_wrong_kind_of_learner(df):
     with pytest.raises(ValueError, match='no text classifier'): predict(lm(df), 'a film')

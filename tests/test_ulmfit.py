@@ -171,11 +171,16 @@ def test_epochs_of_the_tutorial(tmp_path, monkeypatch, start, n):
     (dict(epochs=(0, 0, 0, 0)), '4 numbers, whole, not all 0'), (dict(epochs=(1, 1, 1, -1)), '4 numbers, whole'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio=1e80), 'at most 100'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 
     (dict(lrs=(1, 1, 0, 1)), 'above 0'), (dict(lrs=(1, 1, float('nan'), 1)), 'above 0'), (dict(bs=1), 'at least 2'), (dict(valid_pct=1.5), 'between 0 and 1'),
     (dict(seed=-1), 'seed'), (dict(drop_mult=-1), 'drop_mult'), (dict(bs=5000), 'largest that works'), (dict(text_col='review'), "'review'"),
-    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 numbers, whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(drop_mult='0.3'), 'at most 2'), (dict(lm_drop_mult=None), 'at most 4'), (dict(lm_drop_mult=0), 'more than 0'),
+    (dict(device='tpu'), 'cpu, cuda'), (dict(backwards=True), 'wt103'), (dict(lm_epochs=3), '2 numbers, whole'), (dict(lrs='abcd'), '4 numbers'), (dict(drop_mult=2.6), 'at most 2'), (dict(drop_mult='0.3'), 'at most 2'), (dict(lm_drop_mult=None), 'at most 4'), (dict(lm_drop_mult=-.1), 'at least 0, at most 4'), (dict(drop_mult=float('nan')), 'at least 0'),
     (dict(seq_len=1500), 'at most 1440'), (dict(seed=2**40), 'at most'), (dict(lang='zz'), 'zz')])
 def test_mistakes(short, tmp_path, bad, has):
     with pytest.raises(ValueError) as e: ulmfit(short, tmp_path/'run', **{**fast, **bad})
     assert has in str(e.value) and not (tmp_path/'run').exists()
+
+def test_texts_without_labels(short, tmp_path):
+    for o in (list(short.text), iter(short.text)):
+        with pytest.raises(ValueError, match='no training texts'): ulmfit(o, tmp_path/'run', **{**fast, 'split_col': None})
+    assert not (tmp_path/'run').exists()
 
 def test_a_home_in_the_path(short, tmp_path, monkeypatch):
     "pandas reads `~` as the home folder, so the run folder must lie there, too"

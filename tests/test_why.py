@@ -62,6 +62,10 @@ def test_several_labels_and_two_columns(short):
     rows = raw.head(2)
     pd.testing.assert_frame_equal(why(learn, rows, 'good'), why(learn, [f'xxfld 1 {a} xxfld 2 {b}' for a, b in zip(rows.title, rows.text)], 'good'))
 
+def test_the_marks_of_columns_are_no_reasons():
+    assert _words('xxbos xxfld 1 1 xxfld 2 xxmaj film 2'.split()) == [[3], [6, 7], [8]]
+    assert _words('▁xxbos ▁xxfld ▁1 ▁fi lm ▁xxfld ▁2 ▁2'.split()) == [[3, 4], [7]]
+
 def test_leaves_the_learner_as_it_was_and_takes_turns(df):
     learn = classifier(df)
     learn.model.train()

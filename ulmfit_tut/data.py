@@ -156,7 +156,7 @@ def get_texts(
     from_df = partial(texts_from_df, text_col=text_col, label_col=label_col, split_col=split_col, seed=seed)
     from_folder = partial(texts_from_folder, labels=labels, unlabelled=unlabelled, encoding=encoding, read=read)
     if isinstance(source, pd.DataFrame): df = from_df(source)
-    elif isinstance(source, (list, tuple, L, pd.Series, np.ndarray)): df = from_df(pd.DataFrame({'text': list(source)}), text_col='text', label_col=None)
+    elif not isinstance(source, (str, Path, dict, set)): df = from_df(pd.DataFrame({'text': list(source)}), text_col='text', label_col=None)
     elif source in ('mini', 'imdb'): df = from_folder(mini_reviews() if source == 'mini' else _fetch(URLs.IMDB)[0])
     elif source == 'imdb_sample': df = from_df(*_csv(*_fetch(URLs.IMDB_SAMPLE, 'texts.csv'), encoding), split_col='is_valid', name='imdb_sample')
     elif Path(source).suffix.lower() == '.csv': df = from_df(*_csv(source, encoding), name=str(source))

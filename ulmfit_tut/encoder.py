@@ -106,14 +106,14 @@ def load_encoder(
 # %% ../nbs/04_encoder.ipynb #61284144
 def _kind(learn):
     "What a whole model has beside its encoder"
-    model,vocab,loss = get_model(learn.model),learn.dls.vocab,learn.loss_func
+    model,vocab,loss,more = get_model(learn.model),learn.dls.vocab,learn.loss_func,getattr(vars(learn.dls.train).get('columns'), 'about', {})
     if isinstance(vocab[0], str) and isinstance(model[1], LinearDecoder): return dict(kind='lm', classes=None, several=False)
     if isinstance(vocab[0], str): raise ValueError('This learner is no language model, and has no classes: there is no file for its kind')
     if isinstance(model[1], PoolingLinearClassifier) and (n := len([*model[1].parameters()][-1])) != len(vocab[1]):
         raise ValueError(f'The head has {n} outputs, and the DataLoaders have {len(vocab[1])} classes, {list(vocab[1])[:5]}: it takes one for each')
     several = any(isinstance(o, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) for o in (loss, getattr(learn.dls.train_ds, 'loss_func', None)))
     return dict(kind='classifier', classes=list(map(str, vocab[1])), several=several, thresh=float(getattr(loss, 'thresh', .5)), seq_len=model[0].bptt,
-                max_len=model[0].max_len, **getattr(vars(learn.dls.train).get('columns'), 'about', {}))
+                max_len=model[0].max_len, y_range=(r := first(model[1].modules(), risinstance(SigmoidRange))) and [r.low, r.high], **more)
 
 def _together(learn):
     "A list of classifiers whose probabilities can be averaged, of one or of several"

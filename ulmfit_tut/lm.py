@@ -43,8 +43,7 @@ def pretrained_lm(
     if name == 'wt103':
         url,instead = URLs.WT103_BWD if backwards else URLs.WT103_FWD,'pretrained="movies", which is embedded'
         pth,itos = _fetch(url, f'lstm_{"bwd" if backwards else "fwd"}.pth', 'itos_wt103.pkl', kind='model', instead=instead)
-        vocab = read_vocab(itos)
-        return clean_raw_keys(torch.load(pth, 'cpu', weights_only=True)), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
+        return clean_raw_keys(torch.load(pth, 'cpu', weights_only=True)), read_vocab(itos), {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 
@@ -56,14 +55,14 @@ def _backwards(dls):
 def lm_learner(
     dls:DataLoaders, # language model `DataLoaders`, with the vocabulary that the learner is to have
     pretrained:str='wiki', # as in `pretrained_lm`
-    drop_mult:float=0.3, # factor on all five dropouts: small data wants more, a small network less
+    drop_mult:float=0.3, # factor on all five dropouts: small data wants more, a small network less; 0 is none
     backwards:bool=False, # which way `dls` reads, too
     **kwargs # passed on to `language_model_learner`
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
     if not isinstance(dls.vocab[0], str) or _backwards(dls) == (not backwards): raise ValueError(f'dls must be made with is_lm=True, backwards={backwards}')
-    learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult,
+    learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult or 1e-30,           # at 0 fastai 2.8.12 fails
                                    **{'config': {**awd_lstm_lm_config, **config}, 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()
     return learn

@@ -83,7 +83,8 @@ def _classifier(weights, meta, file, tok, device):
     row = pd.DataFrame([dict.fromkeys(text_col, '') | dict.fromkeys(label_col, 0 if several else classes[0])])         # fastai wants a row to begin with
     dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
     lins = [len(v) for k,v in sorted(weights.items()) if re.fullmatch(r'1\.layers\.\d+\.\d+\.weight', k) and v.dim() == 2][:-1]                    # of the head
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, seq_len, config, pretrained=False, max_len=meta.get('max_len', 1440), lin_ftrs=lins)
+    head = dict(lin_ftrs=lins, y_range=meta.get('y_range'), max_len=meta.get('max_len', 1440))
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, seq_len, config, pretrained=False, **head)
     if several: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
     _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)

@@ -26,8 +26,7 @@ def clean_exit(
         if cast and torch.is_autocast_enabled(cast.device): cast.__exit__(None, None, None)
         for k,v in model_weights(learn.model).items(): v.copy_(weights[k])
         learn.opt = opt
-        if state: opt.load_state_dict(state[0]); opt.freeze_to(state[1])
-        if opt is not None: opt.zero_grad()
+        if state: opt.load_state_dict(state[0]); opt.freeze_to(state[1]); opt.zero_grad()
         learn._end_cleanup(); learn.loss_grad = None                                               # else the batch and its graph stay in memory
         getattr(learn.model, 'reset', noop)()
         raise

@@ -26,10 +26,11 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
     for k,n,ok,what in ('lm_epochs', 2, whole, 'whole'), ('epochs', 4, whole, 'whole, not all 0'), ('lm_lrs', 2, above, 'above 0'),('lrs', 4, above, 'above 0'):
         must(len(listify(c[k])) == n and all(map(ok, listify(c[k]))) and (k != 'epochs' or any(c[k])), k, f'use {n} numbers, {what}')
     must(not is_listy(c['label_col']), 'label_col', 'give one column; text_dls and classifier_learner take several')
-    # fastai 2.8.12 fails at 0; beyond the top something would drop everything
-    for k,top in dict(lm_drop_mult=4, drop_mult=2, lr_ratio=100).items(): must(above(c[k]) and c[k] <= top, k, f'use a number more than 0, and at most {top}')
-    for k,low,top in [('bs', 2, math.inf), ('seq_len', 2, 1440), ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
-        must(whole(c[k]) and low <= c[k] <= top, k, f'use a whole number, at least {low}' + (f', at most {top}' if top < math.inf else ''))
+    # beyond the top something would drop everything
+    for k,low,top in [('lm_drop_mult', 0., 4), ('drop_mult', 0., 2), ('lr_ratio', .01, 100), ('bs', 2, math.inf), ('seq_len', 2, 1440),
+            ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
+        what = f'use a {"whole "*isinstance(low, int)}number, at least {low:g}' + f', at most {top}'*(top < math.inf)
+        must(isinstance(c[k], (int, type(low))) and low <= c[k] <= top, k, what)
 
 # %% ../nbs/api/runs.ipynb #1c98d25f
 def unfinished(

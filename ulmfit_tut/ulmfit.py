@@ -31,7 +31,7 @@ def classifier_learner(
 ) -> Learner: # frozen but for its head where an encoder is given
     "fastai's `text_classifier_learner` on an encoder of ours; `seq_len` is that of `dls`, and no pretrained model is fetched that would be replaced at once"
     o = dict(metrics=accuracy_multi if isinstance(getattr(dls.train_ds, 'loss_func', 0), BCEWithLogitsLossFlat) else accuracy, seq_len=_window(dls.train) or 72)
-    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **config}, pretrained=False, drop_mult=drop_mult, **o | kwargs)
+    learn = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **config}, pretrained=False, drop_mult=drop_mult or 1e-30, **o | kwargs)
     load_encoder(learn, encoder) if encoder else same_windows(learn)
     return learn
 
@@ -103,7 +103,7 @@ def ulmfit(
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
     c |= {k: v for k,v in (_tutorial if c['pretrained'] == 'wt103' and df.part.eq('train').sum() >= 10_000 else _usual).items() if c[k] is None}
-    config = {**c, 'source': 'a DataFrame' if isinstance(source, pd.DataFrame) else Path(source).absolute().name, 'data': _sha(df.to_csv(index=False)),
+    config = {**c, 'source': Path(source).absolute().name if isinstance(source, (str, Path)) else 'a DataFrame', 'data': _sha(df.to_csv(index=False)),
         'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),
         'classes': sorted(set(df[df.part.eq('train')].label)), 'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)

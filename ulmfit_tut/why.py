@@ -12,10 +12,10 @@ from .predict import _batch, _ids, _reading, _texts, decode_tokens, predict
 
 # %% ../nbs/15_why.ipynb #b2d69f40
 def _words(toks):
-    "Positions of the tokens of each word: its marks go with it, the start is none, and a piece without SentencePiece's `▁` belongs to the word before"
+    "Positions of the tokens of each word: its marks go with it, the start and a column's are none, a piece without SentencePiece's `▁` joins the word before"
     res,pieces,plain = [[]],any(t[:1] == '▁' for t in toks),[t.lstrip('▁') for t in toks]
     for i,t in enumerate(toks):
-        if plain[i] in (BOS, EOS, PAD): continue
+        if plain[i] in (BOS, EOS, PAD, FLD) or plain[i-1] == FLD: continue                                    # of a column its number, too
         if pieces and t[:1] != '▁' and len(res) > 1 and not res[-1]: res[-2].append(i); continue
         res[-1].append(i)
         # a mark of repetition, a number, the word
