@@ -28,9 +28,13 @@ from ulmfit_tut.unfreeze import classifier_stages, lm_stages
 out = Path(__file__).parent/'results/epochs.json'
 N_IDLE,N_LM,LAST = 2000,2000,150
 tutorial,paper,high = (2e-2, 1e-2, 5e-3, 1e-3),(1e-2,)*4,(2e-2,)*4                # the second: Howard & Ruder 2018, section 4.1
+even,half,steep = (5e-3,)*4,(5e-2,)*4,(1e-1,)*4     # the same for all layers, falling from half of the best, and from the best, in the choice of waking.py
 schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '5, high': dict(epochs=(1, 1, 1, 2), lrs=high, bs=32),
              '14, paper': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=32),
+             '14, even': dict(epochs=(2, 2, 2, 8), lrs=even, bs=32, ratio=1),
+             '14, half': dict(epochs=(2, 2, 2, 8), lrs=half, bs=32),
+             '14, steep': dict(epochs=(2, 2, 2, 8), lrs=steep, bs=32),
              '14, high': dict(epochs=(2, 2, 2, 8), lrs=high, bs=32),
              '22, tutorial': dict(epochs=(2, 2, 2, 16), lrs=tutorial, bs=32),
              '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32)}
@@ -88,7 +92,7 @@ def one(corpus, vocab, sizes, enc, name, n, seed):
     set_seed(seed)
     dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=s['bs'], valid=idle, seed=seed, device='cpu')
     learn,t = classifier_learner(dls, sizes, enc, .3),time.time()
-    fit(learn, classifier_stages(s['lrs'], s['epochs']), seed)
+    fit(learn, classifier_stages(s['lrs'], s['epochs'], ratio=s.get('ratio', 2.6)), seed)
     seconds = time.time() - t
     with learn.no_bar(): probs,y = learn.get_preds()
     right = (probs.argmax(1) == y).numpy()

@@ -152,20 +152,23 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
 
-@pytest.mark.parametrize('start,n', [('wiki', 10_000), ('wt103', 9_999), ('wt103', 10_000)])
-def test_epochs_of_the_tutorial(tmp_path, monkeypatch, start, n):
-    "With a network and labels like the tutorial's, where epochs are not given; what is given stays"
+@pytest.mark.parametrize('n_hid,n,epochs,lrs', [(10, 10_000, [2, 2, 2, 8], [5e-2]*4), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4),
+    (1152, 10_000, [1, 1, 1, 2], [2e-2, 1e-2, 5e-3, 1e-3])])
+def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hid, n, epochs, lrs):
+    "Where they are not given: measured ones for a small network, the paper's and the tutorial's for one of theirs; what is given stays"
     import ulmfit_tut.ulmfit as module
     class Enough(Exception): pass
     def stop(*args): raise Enough
     monkeypatch.setattr(module, '_arm', stop)
-    monkeypatch.setattr(module, 'pretrained_lm', lambda *a: (None, [], dict(emb_sz=8, n_hid=10, n_layers=3)))
+    monkeypatch.setattr(module, 'pretrained_lm', lambda *a: (None, [], dict(emb_sz=8, n_hid=n_hid, n_layers=3)))
+    monkeypatch.setattr(module, 'minutes', lambda *a: 0.)                                               # a step of the large one takes seconds
     df = pd.DataFrame(dict(text=[f'{"good" if i%2 else "bad"} film {i%7}' for i in range(n + 2)], label=['ab'[i%2] for i in range(n + 2)], part=['train']*n + ['test']*2))
-    for kw, want in (({}, [1, 1, 1, 2] if (start, n) == ('wt103', 10_000) else [2, 2, 2, 8]), (dict(epochs=(1, 1, 1, 5)), [1, 1, 1, 5])):
+    usual = dict(epochs=epochs, lrs=lrs)
+    for kw in {}, dict(epochs=(1, 1, 1, 5)), dict(epochs=(1, 0, 0, 1), lrs=(1e-3,)*4):
         out = tmp_path/str(len(kw))
-        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, start, split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
+        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, 'none', split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
         c = json.loads((out/'config.json').read_text())
-        assert (c['epochs'], c['lrs']) == (want, [2e-2, 1e-2, 5e-3, 1e-3] if (start, n) == ('wt103', 10_000) else [1e-2]*4)
+        assert {k: c[k] for k in usual} == usual | {k: list(v) if isinstance(v, tuple) else v for k, v in kw.items()}
 
 @pytest.mark.parametrize('bad,has', [(dict(pretrained='bert'), 'wiki, movies'), (dict(compare=('svm',)), 'majority, tfidf'), (dict(epochs=(1, 1)), '4 numbers, whole'),
     (dict(epochs=(0, 0, 0, 0)), '4 numbers, whole, not all 0'), (dict(epochs=(1, 1, 1, -1)), '4 numbers, whole'), (dict(lr_ratio=0), 'lr_ratio'), (dict(lr_ratio=1e80), 'at most 100'), (dict(lr_ratio='steep'), 'lr_ratio'), (dict(label_col=['a', 'b']), 'label_col'), 
