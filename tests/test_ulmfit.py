@@ -152,7 +152,7 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
 
-@pytest.mark.parametrize('n_hid,n,epochs,lrs', [(10, 10_000, [2, 2, 2, 8], [5e-2]*4), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4),
+@pytest.mark.parametrize('n_hid,n,epochs,lrs', [(10, 10_000, [2, 2, 2, 8], [1e-1]*4), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4),
     (1152, 10_000, [1, 1, 1, 2], [2e-2, 1e-2, 5e-3, 1e-3])])
 def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hid, n, epochs, lrs):
     "Where they are not given: measured ones for a small network, the paper's and the tutorial's for one of theirs; what is given stays"

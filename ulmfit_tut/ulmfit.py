@@ -67,7 +67,7 @@ def _arms(c):
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
 # by bench/waking.py and bench/epochs.py; for the published size the rate of Howard & Ruder 2018, section 4.1, and from 10,000 labels fastai's tutorial
-_usual,*_published = dict(epochs=[2, 2, 2, 8], lrs=[5e-2]*4),dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])
+_usual,*_published = dict(epochs=[2, 2, 2, 8], lrs=[1e-1]*4),dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
@@ -83,7 +83,7 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates of the head; default 2 2 2 8, 5e-2; more for the published size
+    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates of the head; default 2 2 2 8, 1e-1; lower for the published size
     lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on the dropouts of the AWD-LSTM; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
