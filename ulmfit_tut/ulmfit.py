@@ -52,7 +52,7 @@ def _arm(corpus, c, sizes, out, state, show):
         if any(c['lm_epochs']): fit(learn, 'lm', lm_stages(c['lm_epochs'], c['lm_lrs']))
         enc = save_encoder(learn, out/'encoder.safetensors')
     set_seed(c['seed'])
-    learn,lr = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult']),min(c['lrs'][1], 1e-2)        # above it they may fail
+    learn,lr = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult']),min(c['lrs'][1], 1e-2)        # as `bench/arms.py` chose
     fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), lr)])
     return learn,trained
 
