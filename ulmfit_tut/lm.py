@@ -43,7 +43,8 @@ def pretrained_lm(
     if name == 'wt103':
         url,instead = URLs.WT103_BWD if backwards else URLs.WT103_FWD,'pretrained="movies", which is embedded'
         pth,itos = _fetch(url, f'lstm_{"bwd" if backwards else "fwd"}.pth', 'itos_wt103.pkl', kind='model', instead=instead)
-        return clean_raw_keys(torch.load(pth, 'cpu', weights_only=True)), read_vocab(itos), {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
+        vocab = read_vocab(itos)
+        return clean_raw_keys(torch.load(pth, 'cpu', weights_only=True)), vocab, {k: awd_lstm_lm_config[k] for k in ('emb_sz', 'n_hid', 'n_layers')}
     weights['0.encoder_dp.emb.weight'] = weights['1.decoder.weight'] = weights['0.encoder.weight']     # one matrix, stored once
     return weights, meta['vocab'], meta['config']
 

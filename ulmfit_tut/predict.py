@@ -73,7 +73,7 @@ def predict(
 
 # %% ../nbs/07_predict.ipynb #cbfa1fd5
 def _classifier(weights, meta, file, tok, device):
-    kind,arch,vocab,config,name,rules,classes,several,seq_len = map(meta.get, 'kind arch vocab config tokenizer rules classes several seq_len'.split())
+    kind,arch,vocab,config,name,rules,classes,several,n,ends = map(meta.get, 'kind arch vocab config tokenizer rules classes several seq_len y_range'.split())
     if (kind, arch) != ('classifier', 'AWD_LSTM') or None in (vocab, config): raise ValueError(f'{file} holds no AWD_LSTM classifier, but: {kind}, {arch}')
     if 'categories' in meta: raise ValueError(f'{file} reads columns beside the text, {[*meta["categories"], *meta["numbers"]]}: load it by load_text_model')
     if tok is None and not (str(name).startswith('spaCy ') and isinstance(rules, str)):
@@ -81,10 +81,9 @@ def _classifier(weights, meta, file, tok, device):
     text_col,label_col = meta.get('text_col') or ['text'],classes if several else ['label']
     tfms = text_tfms(None, tok or get_tokenizer(name[6:], rules), vocab, text_col, meta['backwards'], None, label_col, classes, several)
     row = pd.DataFrame([dict.fromkeys(text_col, '') | dict.fromkeys(label_col, 0 if several else classes[0])])         # fastai wants a row to begin with
-    dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=seq_len, backwards=meta['backwards'], device=device)
+    dls = Datasets(row, tfms, splits=[[0], [0]], dl_type=TextLoader).dataloaders(bs=64, seq_len=n, backwards=meta['backwards'], device=device)
     lins = [len(v) for k,v in sorted(weights.items()) if re.fullmatch(r'1\.layers\.\d+\.\d+\.weight', k) and v.dim() == 2][:-1]                    # of the head
-    head = dict(lin_ftrs=lins, y_range=meta.get('y_range'), max_len=meta.get('max_len', 1440))
-    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, seq_len, config, pretrained=False, **head)
+    learn = text_classifier_learner(dls.new_empty(), AWD_LSTM, n, config, pretrained=False, max_len=meta.get('max_len', 1440), lin_ftrs=lins, y_range=ends)
     if several: learn.loss_func = BCEWithLogitsLossFlat(thresh=meta.get('thresh', .5))            # fastai's own is one object for all
     _compare(file, meta, learn, _kind(learn))
     _put(weights, get_model(learn.model), file)

@@ -27,10 +27,10 @@ def check_settings(c:dict): # arguments of `ulmfit` by name
         must(len(listify(c[k])) == n and all(map(ok, listify(c[k]))) and (k != 'epochs' or any(c[k])), k, f'use {n} numbers, {what}')
     must(not is_listy(c['label_col']), 'label_col', 'give one column; text_dls and classifier_learner take several')
     # beyond the top something would drop everything
-    for k,low,top in [('lm_drop_mult', 0., 4), ('drop_mult', 0., 2), ('lr_ratio', .01, 100), ('bs', 2, math.inf), ('seq_len', 2, 1440),
-            ('min_freq', 1, math.inf), ('max_vocab', 100, math.inf), ('seed', 0, 2**32-1)]:
-        what = f'use a {"whole "*isinstance(low, int)}number, at least {low:g}' + f', at most {top}'*(top < math.inf)
-        must(isinstance(c[k], (int, type(low))) and low <= c[k] <= top, k, what)
+    bounds = dict(lm_drop_mult=(0., 4), drop_mult=(0., 2), lr_ratio=(.01, 100), bs=(2,), seq_len=(2, 1440), min_freq=(1,), max_vocab=(100,), seed=(0, 2**32-1))
+    for k,(low,*top) in bounds.items():
+        what = f'use a {"whole "*isinstance(low, int)}number, at least {low:g}' + ''.join(f', at most {o}' for o in top)
+        must(isinstance(c[k], (int, type(low))) and low <= c[k] <= min(top, default=math.inf), k, what)
 
 # %% ../nbs/api/runs.ipynb #1c98d25f
 def unfinished(
