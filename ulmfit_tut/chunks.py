@@ -167,8 +167,7 @@ class ChunkTokenizer:
         w = np.flatnonzero(self._of(c, _BLANK))
         c[w] += self._of(c[w+1], _LEFT)
         n = self._of(c, _N).astype(np.int64)
-        ends = n.cumsum()
-        return _pick(np.frombuffer(self.pool, np.int32), self._of(c, _AT), n),np.diff(np.append((ends - n)[c == 0], ends[-1])),self.types.names
+        return _pick(np.frombuffer(self.pool, np.int32), self._of(c, _AT), n),np.add.reduceat(n, np.flatnonzero(c == 0)),self.types.names
 
     def encode(self, texts:list) -> tuple: # ids of all texts end to end, number of tokens of each text, and the tokens that the ids count in
         "Tokens of texts as numbers; `ValueError` for a text that UTF-8 cannot hold"
