@@ -18,7 +18,7 @@ def _draw(df, title, y, x, log=False, **names):
     if log: d = d.where(d > d.max().max()/1e4)
     d = d.iloc[np.linspace(0, len(d)-1, min(len(d), 400), dtype=int)]  # a screen has no room for more points
     with mpl.style.context(['ulmfit_tut.data_files.report', {'svg.hashsalt': title}], after_reset=True):
-        ax = mpl.figure.Figure((5, 3.5)).subplots()
+        ax = mpl.figure.Figure((5, 3.5)).add_subplot(xlabel=x, ylabel=y)
         for k,c in names.items(): ax.plot(d.index, d[k], label=c+' (frozen)'*(log and not df[k].any()), marker='o' if len(d)<31 else '')
         for e,s in df.stage[df.stage.diff()>0].items() if 'stage' in df else []:
             ax.axvline(e-.5, color='#0000f6', ls=':', lw=1)
@@ -26,7 +26,6 @@ def _draw(df, title, y, x, log=False, **names):
         if log:
             ax.set_yscale('log', subs=[2,5] if d.max().max()<100*d.min().min() else [])
             ax.yaxis.set(major_formatter='{x:g}', minor_formatter='{x:g}')
-        ax.set(xlabel=x, ylabel=y)
         ax.locator_params('x', integer=True)
         ax.figure.legend(loc='outside upper left', ncols=2)
         ax.figure.savefig(buf, format='svg', metadata=dict.fromkeys(('Creator','Date','Format','Type')))
