@@ -25,11 +25,10 @@ class _Numbers(dict):
 def _number(table, strings): return np.fromiter(map(table.__getitem__, strings), np.int64, len(strings))
 
 def _spread(shapes, n):
-    "The characters of shapes, and how many of a word each stands for"
-    codes = np.frombuffer(shapes.encode('utf-32-le'), np.uint32)
-    size = np.ones(len(codes), np.int64)
-    size[codes == ord('W')] = n
-    return codes,size
+    "How many characters of a word each character of shapes stands for: a `W` for `n`, or for each its own"
+    size = np.ones(len(shapes), np.int64)
+    size[np.frombuffer(shapes.encode('utf-32-le'), np.uint32) == ord('W')] = n
+    return size
 
 def _hash(s): return hash(s) & 0x7fffffff
 
@@ -85,7 +84,7 @@ class ChunkTokenizer:
         words = pieces[1::2]
         pieces[1::2] = marks = [o if o in self.risky or len(o) > 60 else 'W' for o in words]
         shapes = ''.join(pieces)
-        _,size = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
+        size = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
         k = _number(self.shapes, shapes.split('\n')[:-1])
         if unseen := self.shapes.names[len(self.shape_info)//6:]: self._cut(unseen)
         width,at,n,*sides = np.frombuffer(self.shape_info, np.int32).reshape(-1, 6)[k].T
@@ -104,11 +103,11 @@ class ChunkTokenizer:
     def _cut(self, shapes):
         "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
         text = '\n'.join(shapes) + '\n'
-        codes,size = _spread(text, 2)
+        size = _spread(text, 2)
         cut = np.zeros(size.sum(), np.int8)
         cut[[o.idx for o in self.words(text.replace('W', 'ww'))]] = 1
         cut = cut[size.cumsum() - size]
-        cut[(codes == ord(' ')) | (codes == ord('\n'))] = 2
+        cut[[o in ' \n' for o in text]] = 2
         width = np.array([len(o) + 1 for o in shapes])
         at = width.cumsum() - width
         for s,t,*row in zip(shapes, map(str.strip, shapes), width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
