@@ -33,8 +33,8 @@ class Columns:
         def odd(x): return not pd.api.types.is_numeric_dtype(x) or np.isinf(x.astype(float)).any() or not hasattr(self, 'gaps') and x.nunique() < 2
         if len(df) and (bad := [c for c in self.conts if odd(df[c])]):
             raise ValueError(f'{bad}: not all are finite numbers, none at all, or all the same: drop them, use cat_names= or pd.to_numeric(errors="coerce")')
-        cats = df[self.cats].astype(object)
-        return pd.concat([cats.where(cats.notna(), np.nan), df[self.conts].astype(float)], axis=1)          # pandas' own NA fails where fastai compares
+        # pandas' own NA fails where fastai compares
+        return pd.concat([df[self.cats].astype(object).where(pd.notna, np.nan), df[self.conts].astype(float)], axis=1)
 
     def __call__(self, df:pd.DataFrame) -> tuple: # integers and floats, a row a row; a category more, `NAME_na`, for each number that was missing in training
         "Categories and numbers for the network; `ValueError` for a value of which nothing was learned"
