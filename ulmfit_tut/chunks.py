@@ -117,8 +117,7 @@ class ChunkTokenizer:
 
     def _of(self, c, k): return np.frombuffer(self.info[k], np.int32)[c]
 
-    def _mark(self, m):
-        w = m[0]
+    def _mark(self, w):
         if w not in self.blanks:
             self.blanks[w] = k = f'\0{len(self.blanks)}'
             for o in ('', ' '): self._add(k + o, [replace_space(rm_useless_spaces(w + o))], blank=1)
@@ -128,7 +127,8 @@ class ChunkTokenizer:
         "The text that `fix` made of `text`, as numbers of chunks"
         x = x.strip()
         if '\0' in x: return self._whole(text)
-        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(self._mark, x)    # no blank is printable but ' '
+        # no blank is printable but ' '
+        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(lambda m: self._mark(m[0]), x)
         return _number(self.chunks, ['\0', *x.split()])
 
     def _whole(self, text):
