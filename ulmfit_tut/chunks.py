@@ -163,8 +163,7 @@ class ChunkTokenizer:
             if y != x: cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
         self._learn()
         c = self._merge(np.concatenate(cs))
-        w = np.flatnonzero(self._of(c, _BLANK))
-        c[w] += self._of(c[w+1], _LEFT)
+        c[:-1] += self._of(c[:-1], _BLANK)*self._of(c[1:], _LEFT)
         n = self._of(c, _N).astype(np.int64)
         return _pick(np.frombuffer(self.pool, np.int32), self._of(c, _AT), n),np.add.reduceat(n, np.flatnonzero(c == 0)),self.types.names
 
