@@ -104,9 +104,7 @@ class ChunkTokenizer:
         "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
         text = '\n'.join(shapes) + '\n'
         size = _spread(text, 2)
-        cut = np.zeros(size.sum(), np.int8)
-        cut[[o.idx for o in self.words(text.replace('W', 'ww'))]] = 1
-        cut = cut[size.cumsum() - size]
+        cut = np.isin(size.cumsum() - size, [o.idx for o in self.words(text.replace('W', 'ww'))]).astype(np.int8)
         cut[[o in ' \n' for o in text]] = 2
         width = np.array([len(o) + 1 for o in shapes])
         at = width.cumsum() - width
