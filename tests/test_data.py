@@ -313,7 +313,8 @@ def test_options_of_another_kind_of_source(folder, tmp_path):
     fails(lambda: get_texts('mini', text_col=['review', 'my.csv']), 'mini', 'text_col=')
     for kw in (dict(label_col='stars'), dict(split_col='part')): fails(lambda: get_texts(folder, **kw), folder, 'are for tables')
     df = pd.DataFrame(dict(text=[f'film {i}' for i in range(40)], label=['a', 'b']*20))
-    for kw in (dict(labels=['a']), dict(unlabelled=['b'])): fails(lambda: get_texts(df, **kw), 'labels=, unlabelled= for folders')
+    for kw in (dict(labels=['a']), dict(unlabelled=['b']), dict(unlabelled=None)): fails(lambda: get_texts(df, **kw), 'The table: text_col=', 'labels=, unlabelled= for folders')
+    assert get_texts(df, unlabelled='unsup').equals(get_texts(df))                                             # the default, as folders take it
 
 def test_a_column_twice_in_a_file(tmp_path):
     (tmp_path/'t.csv').write_text('text,label,text\n' + 'good,a,other\nbad,b,other\n'*9)

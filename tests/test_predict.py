@@ -229,7 +229,7 @@ def test_generate(df):
     odd = "Zorblax didn't like <b>2000</b> soooo good films, it"
     assert generate(learn, odd, 3, seed=0)[0].startswith(f'{odd} ') and generate(lm(df, backwards=True), odd, 3, seed=0)[0].endswith(f' {odd}')
     assert generate(learn, odd, 9, seed=0)[0].removeprefix(odd) == generate(learn, f' {odd}\n', 9, seed=0)[0].removeprefix(odd)
-    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(top_k=2.5), 'whole number'), (dict(top_p=2), 'top_p'), (dict(n_words='9'), 'whole number'), (dict(min_p='a'), 'a number'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
+    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(top_k=2.5), 'whole number'), (dict(top_p=2), 'top_p'), (dict(n_words='9'), 'whole number'), (dict(n_words=None), 'n_words=None'), (dict(n=None), 'n=None'), (dict(temperature=None), 'temperature=None'), (dict(min_p='a'), 'a number'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
         with pytest.raises(ValueError, match=has): generate(learn, 'The film', **kw)
 
 def test_next_words_by_hand():

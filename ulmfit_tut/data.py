@@ -162,8 +162,9 @@ def get_texts(
     elif Path(source).suffix.lower() == '.csv': df = from_df(*_csv(source, encoding), name=str(source))
     elif Path(source).exists() or os.sep in str(source): df = from_folder(source)
     else: raise ValueError(f'source {str(source)!r} is none of mini, imdb, imdb_sample, and no folder or .csv file of that name exists')
-    if f'{text_col} {label_col} {split_col}' != 'text label None' if 'file' in df else labels or [*unlabelled] != ['unsup']:
-        raise ValueError(f'{source}: text_col=, label_col=, split_col= are for tables, labels=, unlabelled= for folders: leave out, or name another source')
+    if f'{text_col} {label_col} {split_col}' != 'text label None' if 'file' in df else labels or listify(unlabelled) != ['unsup']:
+        name = source if isinstance(source, (str, Path)) else 'The table'
+        raise ValueError(f'{name}: text_col=, label_col=, split_col= are for tables, labels=, unlabelled= for folders: leave out, or name another source')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
     gone = df[df.part.eq('train') & df.label.map(type).eq(str)].groupby('label').is_valid.all()
     if gone.any(): raise ValueError(f'Classes {[*gone[gone].index]} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
