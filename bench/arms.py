@@ -116,7 +116,7 @@ def choose(work, start, folds=3):
 def settings(arm):
     d = json.loads((results/f'settings-{starts[once.get(arm, arm)]}.json').read_text())
     best = {**d['best'], **(d['at_once'] if arm in once else {})}
-    return {**{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct', 'direct_once') else {})}
+    return {'lr_ratio': 2.6, **{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct', 'direct_once') else {})}
 
 def at_once(base, out, arm, data, split, seed, c):
     "The classifier anew, from the encoder of a finished run; its seconds with those of the run's language model"

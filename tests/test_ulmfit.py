@@ -152,9 +152,9 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
 
-@pytest.mark.parametrize('n_hid,n,epochs,lrs', [(10, 10_000, [2, 2, 2, 8], [1e-1]*4), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4),
-    (1152, 10_000, [1, 1, 1, 2], [2e-2, 1e-2, 5e-3, 1e-3])])
-def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hid, n, epochs, lrs):
+@pytest.mark.parametrize('n_hid,n,epochs,lrs,ratio', [(10, 10_000, [2, 2, 2, 8], [1e-2]*4, 1.2), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4, 2.6),
+    (1152, 10_000, [1, 1, 1, 2], [2e-2, 1e-2, 5e-3, 1e-3], 2.6)])
+def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hid, n, epochs, lrs, ratio):
     "Where they are not given: measured ones for a small network, the paper's and the tutorial's for one of theirs; what is given stays"
     import ulmfit_tut.ulmfit as module
     class Enough(Exception): pass
@@ -163,8 +163,8 @@ def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hi
     monkeypatch.setattr(module, 'pretrained_lm', lambda *a: (None, [], dict(emb_sz=8, n_hid=n_hid, n_layers=3)))
     monkeypatch.setattr(module, 'minutes', lambda *a: 0.)                                               # a step of the large one takes seconds
     df = pd.DataFrame(dict(text=[f'{"good" if i%2 else "bad"} film {i%7}' for i in range(n + 2)], label=['ab'[i%2] for i in range(n + 2)], part=['train']*n + ['test']*2))
-    usual = dict(epochs=epochs, lrs=lrs)
-    for kw in {}, dict(epochs=(1, 1, 1, 5)), dict(epochs=(1, 0, 0, 1), lrs=(1e-3,)*4):
+    usual = dict(epochs=epochs, lrs=lrs, lr_ratio=ratio)
+    for kw in {}, dict(epochs=(1, 1, 1, 5)), dict(epochs=(1, 0, 0, 1), lrs=(1e-3,)*4), dict(epochs=(0, 0, 0, 1), lrs=(1e-3,)*4, lr_ratio=1.):
         out = tmp_path/str(len(kw))
         with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, 'none', split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
         c = json.loads((out/'config.json').read_text())
@@ -313,6 +313,7 @@ def test_command(tmp_path):
     assert r.returncode == 1 and r.stderr.startswith("ulmfit: --pretrained='bert' is none of wiki, movies") and not list(tmp_path.iterdir())
     from ulmfit_tut.cli import parse_args
     assert parse_args(['--device', 'cuda:1'])['device'] == 'cuda:1'
+    assert parse_args(['--lr-ratio', '1.5'])['lr_ratio'] == 1.5
     assert parse_args(['r.csv', '--text-col', 'title', 'body'])['text_col'] == ['title', 'body'] and parse_args([])['text_col'] == 'text'
     r = cmd('--device', 'gpu')
     assert r.returncode == 1 and r.stderr.startswith("ulmfit: --device='gpu': use cpu, cuda or mps") and not list(tmp_path.iterdir())

@@ -52,8 +52,8 @@ def _arm(corpus, c, sizes, out, state, show):
         if any(c['lm_epochs']): fit(learn, 'lm', lm_stages(c['lm_epochs'], c['lm_lrs']))
         enc = save_encoder(learn, out/'encoder.safetensors')
     set_seed(c['seed'])
-    learn,lr = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult']),min(c['lrs'][1], 1e-2)        # as `bench/arms.py` chose
-    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), lr)])
+    learn = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult'])
+    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
     return learn,trained
 
 # %% ../nbs/06_ulmfit.ipynb #53e1b445
@@ -66,8 +66,9 @@ def _arms(c):
     return [(own.get((s, any(e)), ('ULMFiT from {}' if any(e) else arms['direct']).format(Path(s).stem)), c | dict(pretrained=s, lm_epochs=e)) for s,e in todo]
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
-# by bench/waking.py and bench/epochs.py; for the published size the rate of Howard & Ruder 2018, section 4.1, and from 10,000 labels fastai's tutorial
-_usual,*_published = dict(epochs=[2, 2, 2, 8], lrs=[1e-1]*4),dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4),dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3])
+# by bench/rates.py and bench/epochs.py; for the published size by Howard & Ruder 2018, sections 3.2 and 4.1, and from 10,000 labels by fastai's tutorial
+_usual,_paper = (dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4, lr_ratio=o) for o in (1.2, 2.6))
+_tutorial = dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3], lr_ratio=2.6)
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
@@ -83,8 +84,8 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates of the head; default 2 2 2 8, 1e-1; lower for the published size
-    lr_ratio:float=2.6, # of the learning rates of neighbouring groups of layers; 1 makes them all the same, and wants `lrs` near 5e-3
+    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates of the head; default 2 2 2 8, 1e-2, fastai's tutorial for wt103 with 10,000 labels
+    lr_ratio:float=None, # of the learning rates of neighbouring groups of layers; default 1.2, and 2.6 for the published size
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on the dropouts of the AWD-LSTM; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
     backwards:bool=False, # read texts from the end
@@ -102,7 +103,7 @@ def ulmfit(
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
     df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
-    c |= {k: v for k,v in (_published[sum(df.part == 'train') >= 10_000] if sizes['n_hid'] > 1000 else _usual).items() if c[k] is None}
+    c |= {k: v for k,v in (_usual if sizes['n_hid'] <= 1000 else _paper if sum(df.part == 'train') < 10_000 else _tutorial).items() if c[k] is None}
     config = {**c, 'source': Path(source).absolute().name if isinstance(source, (str, Path)) else 'a DataFrame', 'data': _sha(df.to_csv(index=False)),
         'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),
         'classes': sorted(set(df[df.part.eq('train')].label)), 'versions': {'python': platform.python_version()} | _versions()}
