@@ -28,11 +28,12 @@ from ulmfit_tut.unfreeze import classifier_stages, lm_stages
 out = Path(__file__).parent/'results/epochs.json'
 N_IDLE,N_LM,LAST = 2000,2000,150
 tutorial,paper,high = (2e-2, 1e-2, 5e-3, 1e-3),(1e-2,)*4,(2e-2,)*4                # the second: Howard & Ruder 2018, section 4.1
-even,half,steep = (5e-3,)*4,(5e-2,)*4,(1e-1,)*4     # the same for all layers, falling from half of the best, from the best: by waking.py
+even,half,steep = (5e-3,)*4,(5e-2,)*4,(1e-1,)*4     # the same for all layers, falling from half of the best, from the best: by waking.py; `gentle` by rates.py
 schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '5, high': dict(epochs=(1, 1, 1, 2), lrs=high, bs=32),
              '14, paper': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=32),
              '14, even': dict(epochs=(2, 2, 2, 8), lrs=even, bs=32, ratio=1),
+             '14, gentle': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=32, ratio=1.2),
              '14, half': dict(epochs=(2, 2, 2, 8), lrs=half, bs=32),
              '14, steep': dict(epochs=(2, 2, 2, 8), lrs=steep, bs=32),
              '14, high': dict(epochs=(2, 2, 2, 8), lrs=high, bs=32),
