@@ -19,8 +19,8 @@ from epochs import Path, classifier_learner, classifier_stages, drawn, fit, get_
 from sklearn.model_selection import StratifiedKFold
 
 out = Path(__file__).parent/'results/rates.json'
-rates = {'paper': (1e-2, 2.6), 'double': (2e-2, 2.6), 'half': (5e-2, 2.6), 'steep': (1e-1, 2.6), 'even': (5e-3, 1.), 'medium': (2e-2, 1.5), 'gentle': (1e-2, 1.2),
-         'warm': (1e-1, 2.6)}                                                      # rate of the head, ratio of neighbouring groups
+rates = {'paper': (1e-2, 2.6), 'double': (2e-2, 2.6), 'half': (5e-2, 2.6), 'steep': (1e-1, 2.6), 'even': (5e-3, 1.), 'medium': (2e-2, 1.5),
+         'gentle': (1e-2, 1.2), 'warm': (1e-1, 2.6)}                                                      # rate of the head, ratio of neighbouring groups
 first = {'warm': 2e-2}                                                             # rate of the first stage, where the head alone learns, if another
 patterns = {3: (1, 0, 0, 2), 5: (1, 1, 1, 2), 14: (2, 2, 2, 8)}
 sources, bs, folds, lm_seed = ('mini', 'imdb'), 32, 3, 42
@@ -103,11 +103,13 @@ def collect():
     """Means over the seeds of the choice; of what both seeds have on all six counts the best mean; then that one beside `paper` and `steep`, on seeds that
     no choice has seen"""
     d = load()
-    right = {(o['source'], o['epochs'], o['rates'], o['seed']): np.unpackbits(np.frombuffer(bytes.fromhex(o['right']), np.uint8))[:o['n']].astype(int) for o in d['rows']}
-    def grid(source, n, name, seeds): return np.array([right[source, n, name, s] for s in seeds])
-    def has(source, n, name, seeds): return [s for s in seeds if (source, n, name, s) in right]
+    def bits(o): return np.unpackbits(np.frombuffer(bytes.fromhex(o['right']), np.uint8))[:o['n']].astype(int)
+    right = {key(o): bits(o) for o in d['rows']}
+    def grid(source, n, name, seeds): return np.array([right[source, name, n, s] for s in seeds])
+    def has(source, n, name, seeds): return [s for s in seeds if (source, name, n, s) in right]
     cases = [(a, b) for a in sources for b in patterns]
-    tried = [dict(source=a, epochs=b, rates=r, accuracy=float(grid(a, b, r, s).mean()), seeds=s) for a, b in cases for r in rates if (s := has(a, b, r, choice))]
+    tried = [dict(source=a, epochs=b, rates=r, accuracy=float(grid(a, b, r, s).mean()), seeds=s)
+             for a, b in cases for r in rates if (s := has(a, b, r, choice))]
     both = [r for r in rates if all(has(a, b, r, choice) == [*choice] for a, b in cases)]
     mean = {r: float(np.mean([o['accuracy'] for o in tried if o['rates'] == r])) for r in both}
     best = max(both, key=mean.get)
@@ -117,10 +119,12 @@ def collect():
     differences = [dict(source=a, epochs=b, rates=best, less=r, seeds=s, **dict(zip(names, paired_difference(grid(a, b, best, s), grid(a, b, r, s)))))
                    for a, b in cases for r in rates if r != best and (s := has(a, b, r, judges)) and has(a, b, best, s) == s]
     how = {k: dict(zip(('lr', 'lr_ratio'), v)) | (dict(first=first[k]) if k in first else {}) for k, v in rates.items()}
-    change(lambda d: d.update(tried=tried, mean=mean, chosen=best, judged=judged, differences=differences, patterns={str(k): v for k, v in patterns.items()},
-                              settings=dict(rates=how, bs=bs, drop_mult=.3, folds=folds, choice_seeds=choice, judge_seeds=judges, start='wiki'), machine=machine(),
-                              date=time.strftime('%Y-%m-%d'), command='python bench/rates.py run --seeds 0; python bench/rates.py run --seeds 1 --rates gentle steep paper double even; '
-                                      'python bench/rates.py run --seeds 10 11 --rates gentle steep paper; python bench/rates.py collect'))
+    command = ('python bench/rates.py run --seeds 0; python bench/rates.py run --seeds 1 --rates gentle steep paper double even; '
+               'python bench/rates.py run --seeds 10 11 --rates gentle steep paper; python bench/rates.py collect')
+    change(lambda d: d.update(
+        tried=tried, mean=mean, chosen=best, judged=judged, differences=differences, patterns={str(k): v for k, v in patterns.items()},
+        settings=dict(rates=how, bs=bs, drop_mult=.3, folds=folds, choice_seeds=choice, judge_seeds=judges, start='wiki'),
+        machine=machine(), date=time.strftime('%Y-%m-%d'), command=command))
     for o in (tried, judged, differences): print(pd.DataFrame(o).round(3).to_string())
     print(mean, best)
 

@@ -158,8 +158,8 @@ def generate(
     "Let a language model write; its hidden state is carried from word to word"
     for k,v in dict(n_words=n_words, n=n, top_k=top_k).items():
         if not (v is None and k == 'top_k' or isinstance(v, numbers.Integral) and v >= 1): raise ValueError(f'{k}={v!r} must be a whole number, at least 1')
-    for k,v,most,says in ('temperature', temperature, math.inf, ''), ('top_p', top_p, 1, ' and at most 1'), ('min_p', min_p, 1, ' and at most 1'):
-        if not (v is None and k != 'temperature' or isinstance(v, numbers.Real) and 0 <= v <= most): raise ValueError(f'{k}={v!r} must be a number, at least 0{says}')
+    for k,v,top,and_ in ('temperature', temperature, math.inf, ''), ('top_p', top_p, 1, ' and at most 1'), ('min_p', min_p, 1, ' and at most 1'):
+        if not (v is None and top == 1 or isinstance(v, numbers.Real) and 0 <= v <= top): raise ValueError(f'{k}={v!r} must be a number, at least 0{and_}')
     if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,turn,res = words_of(learn),_ids(learn, [text])[0],-1 if about(learn)['backwards'] else 1,[]
     if turn < 0 and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
