@@ -7,10 +7,11 @@
 
 mini  The 400 embedded training reviews, in thirds: each is asked once a seed, by a classifier of the other two thirds.
 imdb  400 training reviews of IMDb, drawn by seed, and 2,000 idle ones to judge: those of `epochs.py`.
-Both start from `wiki`, fine-tuned as `ulmfit` does by default on texts without labels, in batches of 32. No test review is read.
+Both start from `wiki`, fine-tuned as `ulmfit` does by default, in batches of 32: on all embedded reviews but the tests, labels unused; on 2,000 reviews of
+IMDb without labels. No test review is read.
 
-Seed 0 tries eight kinds of rates, seed 1 five of them again: the best mean over both and over all counts of epochs is chosen. Seeds 10 and 11 judge it beside
-the rates that came before. Two processes may share the work, by `--sources`.
+Seed 0 tries eight kinds of rates, seed 1 five of them again: the best mean over both, both sources and all counts of epochs is chosen. Seeds 10 and 11 judge
+it beside the rates that came before; what is asked are the same texts. Two processes may share the work, by `--sources`.
 """
 import argparse, fcntl, functools, json, os, time
 import epochs
@@ -101,7 +102,7 @@ def run(work, some, names, ns, seeds):
 
 def collect():
     """Means over the seeds of the choice; of what both seeds have on all six counts the best mean; then that one beside `paper` and `steep`, on seeds that
-    no choice has seen"""
+    no choice has seen, though the texts asked are the same"""
     d = load()
     def bits(o): return np.unpackbits(np.frombuffer(bytes.fromhex(o['right']), np.uint8))[:o['n']].astype(int)
     right = {key(o): bits(o) for o in d['rows']}

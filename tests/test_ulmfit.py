@@ -105,7 +105,7 @@ def test_a_language_model_of_other_depth(short, tmp_path, n):
     ulmfit(short, tmp_path/'run', save_text_model(learn, tmp_path/'mine.safetensors'), **{**fast, 'lm_epochs': (0, 1), 'epochs': (1, 0, 0, 1)}, compare=())
     lrs = pd.read_csv(tmp_path/'run/lrs.csv').query('phase == "clas"')
     last = lrs[lrs.stage.eq(lrs.stage.max())]
-    assert last[f'g{n+1}'].max()/last.g0.max() == pytest.approx(2.6**(n + 1), rel=1e-3)
+    assert last[f'g{n+1}'].max()/last.g0.max() == pytest.approx(1.2**(n + 1), rel=1e-3)
     page = (tmp_path/'run/report.html').read_text()
     assert f'LSTM {n} from' in page and f'LSTM {n+1} from' not in page and 'head from' in page
 
