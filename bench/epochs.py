@@ -99,14 +99,14 @@ def one(corpus, vocab, sizes, enc, name, n, seed):
     right = (probs.argmax(1) == y).numpy()
     return dict(schedule=name, labels=n, seed=seed, accuracy=float(right.mean()), seconds=round(seconds, 1), right=np.packbits(right).tobytes().hex())
 
-def load(): return json.loads(out.read_text()) if out.exists() else dict(rows=[])
+def load(file=out): return json.loads(file.read_text()) if file.exists() else dict(rows=[])
 
-def change(f):
+def change(f, file=out, indent=None):
     "Two processes may write at the same time"
-    fd = os.open(out.parent, os.O_RDONLY)
+    fd = os.open(file.parent, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    f(d := load())
-    with replacing(out) as tmp: tmp.write_text(json.dumps(d) + '\n')
+    f(d := load(file))
+    with replacing(file) as tmp: tmp.write_text(json.dumps(d, indent=indent) + '\n')
     os.close(fd)
 
 def add(row):

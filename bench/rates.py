@@ -13,10 +13,10 @@ IMDb without labels. No test review is read.
 Seed 0 tries eight kinds of rates, seed 1 five of them again: the best mean over both, both sources and all counts of epochs is chosen. Seeds 10 and 11 judge
 it beside the rates that came before; what is asked are the same texts. Two processes may share the work, by `--sources`.
 """
-import argparse, fcntl, functools, json, os, time
+import argparse, fcntl, functools, time
 import epochs
 from epochs import Path, classifier_learner, classifier_stages, drawn, fit, get_texts, lm_learner, lm_stages, machine, np, paired_difference, pd, \
-    pretrained_lm, replacing, save_encoder, set_seed, steady_memory, text_corpus, text_dls, TextCorpus
+    pretrained_lm, save_encoder, set_seed, steady_memory, text_corpus, text_dls, TextCorpus
 from sklearn.model_selection import StratifiedKFold
 
 out = Path(__file__).parent/'results/rates.json'
@@ -75,15 +75,8 @@ def one(source, name, n, seed, work):
         right[lab.index[va]] = trained(things, df, lab.index[va], name, n, seed)
     return right.to_numpy()
 
-def load(): return json.loads(out.read_text()) if out.exists() else dict(rows=[])
-
-def change(f):
-    "Two processes may write at the same time"
-    fd = os.open(out.parent, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    f(d := load())
-    with replacing(out) as tmp: tmp.write_text(json.dumps(d, indent=1) + '\n')
-    os.close(fd)
+load = functools.partial(epochs.load, out)
+change = functools.partial(epochs.change, file=out, indent=1)
 
 def key(o): return o['source'], o['rates'], o['epochs'], o['seed']
 
