@@ -3,11 +3,13 @@ import multiprocessing, pickle, warnings
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd, pytest, torch
 from fastai.distributed import DistributedDL
-from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, TfmdLists, Tokenizer, accuracy,
     accuracy_multi, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, load_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import LMLoader, TextLoader, known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import PadChunks, get_texts, text_vocab
+from ulmfit_tut.predict import predict
+from ulmfit_tut.why import why
 
 small = dict(emb_sz=8, n_hid=10, n_layers=3)
 
@@ -124,7 +126,9 @@ def test_new_texts_are_tokenized_once(corpus, vocab, monkeypatch):
     monkeypatch.setattr(type(tok), 'encode', lambda self, texts, f=type(tok).encode: (n.append(len(texts)), f(self, texts))[1])
     learn.get_preds(dl=learn.dls.test_dl(['one', 'two', 'three']))
     learn.predict('four')
-    assert n == [3, 1]
+    predict(learn, ['five', 'six'])
+    why(learn, ['seven', 'eight', 'nine'])
+    assert [o for o in n if o] == [3, 1, 2, 3]
 
 # --- what fastai offers ----------------------------------------------------------------------------------------------------------------------
 
@@ -246,6 +250,25 @@ def test_a_share_of_a_shared_stream_is_refused(corpus, vocab):
     shared._broadcast = lambda t, rank: t
     with pytest.raises(ValueError, match='bench/ranks.py'): list(shared)
     assert len(list(dl)) == len(dl)
+
+def test_a_share_of_sorted_texts_is_refused(corpus, vocab):
+    "Under fastai's `DistributedDL` batches of a classifier are no longer longest first, and its encoder would misread them without a word"
+    dl = text_dls(corpus, vocab, bs=5, seq_len=8, device='cpu').train
+    def process(rank):
+        shared = DistributedDL(dl, rank, 3)
+        shared._broadcast = lambda t, rank: t
+        return list(shared)
+    with pytest.raises(ValueError, match='longest first.*rank= and world='): [process(i) for i in range(3)]
+    assert len(list(dl)) == len(dl)
+
+def test_no_work_text_by_text(corpus, vocab, monkeypatch):
+    "An epoch takes its texts from the array: not one by one out of the dataset, whose every look costs as much as a batch"
+    n, get = [], TfmdLists.__getitem__
+    for is_lm in (True, False):
+        dl = text_dls(corpus, vocab, is_lm=is_lm, bs=4, seq_len=8, device='cpu').train
+        monkeypatch.setattr(TfmdLists, '__getitem__', lambda self, i: (n.append(i), get(self, i))[1])
+        assert len(list(dl)) > 10 and len(n) <= 2
+        monkeypatch.undo(); n.clear()
 
 def test_rows_as_numpy_counts_them(corpus, vocab):
     dls = text_dls(corpus, vocab, bs=4, device='cpu')

@@ -370,6 +370,14 @@ def test_never_writes_an_unknown_word(df):
     got = generate(learn, 'The film', 9, seed=0)[0]
     assert 'xxunk' not in got and len(got.split()) > 3
 
+def test_never_writes_a_word_that_fills_up(df):
+    "fastai makes its vocabulary a multiple of eight by words `xxfake`"
+    dls = TextDataLoaders.from_df(df[['text']], is_lm=True, text_col='text', bs=4, seq_len=16, num_workers=0, device='cpu')
+    learn = quiet(strong(language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **small}, pretrained=False)))
+    fakes = [i for i, o in enumerate(dls.vocab) if o == 'xxfake']
+    learn.model[1].decoder.bias.data[fakes] = 1e3
+    assert fakes and 'xxfake' not in generate(learn, 'The film', 9, seed=0)[0]
+
 def test_the_fewest_words_are_one(df):
     logits = torch.tensor([[.5, 2., 1.]])
     assert next_words(logits, top_p=0).tolist() == next_words(logits, top_p=1e-9).tolist() == [[0, 1, 0]]

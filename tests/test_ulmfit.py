@@ -2,7 +2,7 @@
 import io, json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM, Callback, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, set_seed
+from fastai.text.all import AWD_LSTM, Callback, MixedPrecision, TextDataLoaders, awd_lstm_clas_config, awd_lstm_lm_config, fastai_cfg, get_language_model, language_model_learner, risinstance, set_seed
 from ulmfit_tut import cli, files, lm, runs, unfreeze
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.compare import majority, tfidf, wilson
@@ -221,6 +221,7 @@ def test_settings_reach_the_learners(short, tmp_path, monkeypatch):
     import ulmfit_tut.ulmfit as module
     seen, fit = [], module.fit_stages
     def spy(learn, *args):
+        assert not learn.cbs.filter(risinstance(MixedPrecision))                       # which does nothing on a CPU but warn
         seen.append((learn.moms, encoder_of(learn).hidden_dps[0].p, words_of(learn)))
         return fit(learn, *args)
     monkeypatch.setattr(module, 'fit_stages', spy)

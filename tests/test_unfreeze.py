@@ -3,7 +3,7 @@ import random, subprocess, sys, time, warnings
 from copy import deepcopy
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F, F1Score, FocalLossFlat, GradientAccumulation, LabelSmoothingCrossEntropyFlat, LMDataLoader, MixedPrecision, Perplexity, Recall, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, TextDataLoaders, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, SGD, Adam, Callback, Categorize, CrossEntropyLossFlat, Datasets, F, F1Score, FocalLossFlat, GradientAccumulation, LabelSmoothingCrossEntropyFlat, LMDataLoader, MixedPrecision, Perplexity, Recall, SaveModelCallback, ShortEpochCallback, SortedDL, TerminateOnNaNCallback, TextDataLoaders, Tokenizer, accuracy,
     awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -512,3 +512,21 @@ def test_out_of_memory_with_few_texts(corpus):
     "Half of three is one, and batch normalization wants two"
     learn = learner(corpus, 'classifier', bs=3)
     with pytest.raises(torch.OutOfMemoryError, match=r'shape \(3, \d+\).*: cut the texts'), learn.added_cbs(Stop(1, 1, torch.OutOfMemoryError('CUDA out of memory. Tried'))): fit_stages(learn, stages)
+
+def test_the_best_epoch_of_another_run_is_not_taken(corpus, tmp_path):
+    "fastai's `SaveModelCallback` loads `model.pth` at the end, whoever wrote it, where its monitor never improved"
+    learn = learner(corpus, 'clas')
+    learn.path = tmp_path
+    learn.save('model')
+    with torch.no_grad(): learn.model[0].module.encoder.weight += 1
+    before = weights(learn)
+    learn.metrics = [lambda pred, targ: torch.tensor(float('nan'))]
+    learn.add_cb(best := SaveModelCallback('<lambda>'))
+    with pytest.raises(ValueError, match=r"its monitor never improved, and loaded \['model'\] of an earlier run"): fit_stages(learn, stages[:1])
+    after = weights(learn)
+    plain = learner(corpus, 'clas')
+    plain.model.load_state_dict(before)
+    fit_stages(plain, stages[:1])
+    assert same(after, weights(plain)) and not same(after, before)                     # as without the callback
+    learn.remove_cb(best); learn.add_cb(SaveModelCallback())
+    assert len(fit_stages(learn, stages[:2])[0]) == 3                                    # with a number to watch it goes on as ever

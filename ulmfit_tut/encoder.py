@@ -21,7 +21,7 @@ def encoder_of(learn:Learner) -> nn.Module: # its `AWD_LSTM`
     return getattr(enc := get_model(learn.model)[0], 'module', enc)
 
 def words_of(learn:Learner|Path) -> list: # the words in the order of their rows
-    "The vocabulary of a learner (a classifier's `dls.vocab` holds words and classes), or of a file that `save_encoder` wrote"
+    "The vocabulary of a learner (a classifier's `dls.vocab` holds words and classes), or of a file that `save_encoder` or `save_text_model` wrote"
     v = load_weights(learn)[1]['vocab'] if isinstance(learn, (str, Path)) else learn.dls.vocab
     return list(v if isinstance(v[0], str) else v[0])
 
@@ -89,7 +89,7 @@ def _put(weights, model, file):
 
 def load_encoder(
     learn:Learner, # fastai text learner whose encoder is replaced
-    file:Path, # file that `save_encoder` wrote; or fastai's `.pth`
+    file:Path, # file of `save_encoder`, or of `save_text_model`, whose encoder is taken; or fastai's `.pth`
     vocab=None, # words of a `.pth`: a list, or fastai's `.pkl`
     match_vocab:bool=False # other words than the file's are no error: shared rows move, the rest get the mean row
 ) -> dict: # `words` of the learner, `shared` with the file, `coverage`; `unchecked`: what one side does not show

@@ -84,7 +84,7 @@ def ulmfit(
     valid_pct:float=0.1, # share of train and unsup held back for validation
     min_freq:int=3, max_vocab:int=60000, # of the vocabulary: how often a word must occur, and words at most
     lm_epochs=(1, 4), lm_lrs=(2e-2, 5e-3), # language model, frozen and unfrozen: epochs (0 and 0 leave it as it is) and learning rates
-    epochs=None, lrs=None, # classifier, four stages: epochs (0 leaves one out), rates of the head; default 2 2 2 8 and 1e-2, with wt103 by number of labels
+    epochs=None, lrs=None, # classifier, four stages: epochs (0: none), rates of the head; default 2 2 2 8, 1e-2; the tutorial's if network and data are large
     lr_ratio:float=None, # how much lower each group of layers learns than the next above, 1 for no difference; default 1.2, for the published size 2.6
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on the dropouts of the AWD-LSTM; the published size wants 0.5 and more
     bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window

@@ -110,8 +110,7 @@ class _Epochs(Callback):
         if not self.file or rank_distrib(): return                                                # of several processes the first writes
         tensors = {f'.{j}.{k}': v for j,o in enumerate(state) for k,v in o.items() if isinstance(v, Tensor)}     # no weight's name begins with a dot
         numbers = [{k: v for k,v in o.items() if not isinstance(v, Tensor)} for o in state]
-        scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
-        extra = scaler and scaler.state_dict(), (smooth.count, float(smooth.val))
+        extra = (o := getattr(self.learn, 'scaler', None)) and o.state_dict(), ((o := self.recorder.smooth_loss).count, float(o.val))
         try: save_weights(self.file, weights | tensors, plan=self.plan, history=[list(o.items()) for o in self.hist], opt=numbers, extra=extra)
         except Exception as e: self.problem = e; raise CancelFitException from e                # fastai rewrites the message of one that leaves a callback
 
@@ -181,5 +180,7 @@ def fit_stages(
                 raise torch.OutOfMemoryError(f'Out of memory in stage {i} at shape {shape}, texts x tokens: {how}, and go on where it stopped ({e})') from None
             if run.bad: raise ValueError(f'The loss is no number any more: lower the learning rates (now {learn.opt.hypers[-1]["lr"]:.2g}), or clean the data')
             if run.problem: raise run.problem
+            if stale := [o.fname for o in learn.cbs.filter(risinstance(SaveModelCallback)) if not (o.every_epoch or o.at_end or o.last_saved_path)]:
+                raise ValueError(f'SaveModelCallback saved nothing, its monitor never improved, and loaded {stale} of an earlier run: the last epoch is back')
     steps = lambda i: [o['steps'] for o in hist if o['stage'] == i]              # a callback may have ended a stage before its last epoch
     return pd.DataFrame(hist),pd.concat([stage_lrs([s], n, steps(i)).assign(stage=i) for i,s in enumerate(stages, 1)], ignore_index=True)

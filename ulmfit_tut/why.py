@@ -31,7 +31,7 @@ def why(
 ) -> pd.DataFrame: # a row a word: `text`, its place from 0; `label`; `word` as the network reads it; `score` in log-odds, above 0 where it speaks for the label
     "What each word is worth: the log-odds lost when it is `xxunk` (Zeiler & Fergus 2014). Reads a text as often as it has words; `ValueError` if it has none"
     if is_listy(learn): raise TypeError('Each classifier has reasons of its own: explain them one by one')
-    probs = predict(learn, texts, bs, text_col).iloc[:, 1:].to_numpy()                           # what is no text and no classifier fails here
+    predict(learn, [], bs, text_col)                                                             # what is no classifier fails here
     classes,several = itemgetter('classes', 'several')(_kind(learn))
     if label is not None and str(label) not in classes: raise ValueError(f'label={label!r} is none of the classes {classes}')
     vocab,turn,res = words_of(learn),-1 if about(learn)['backwards'] else 1,[]
@@ -40,11 +40,9 @@ def why(
         words = [_words([vocab[i] for i in o]) for o in all_ids]
         if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
-            c,odds = probs[n].argmax() if label is None else classes.index(str(label)),[]
-            for b in chunked([[], *at], bs):
-                x = [np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in b]            # 0 is the number of `xxunk`
-                z = model(_batch(x, model[0]).to(device))[0].float()
-                odds.append(z[:, c] if several else z[:, c] - z[:, np.delete(range(len(classes)), c)].logsumexp(1))
-            odds,toks = torch.cat(odds).cpu(),[[vocab[ids[i]] for i in o] for o in at]
+            x = [np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in ([], *at)]            # 0 is the number of `xxunk`
+            z = torch.cat([model(_batch(b, model[0]).to(device))[0].float() for b in chunked(x, bs)]).cpu()
+            c,toks = z[0].argmax().item() if label is None else classes.index(str(label)),[[vocab[ids[i]] for i in o] for o in at]
+            odds = z[:, c] if several else z[:, c] - z[:, np.delete(range(len(classes)), c)].logsumexp(1)
             res.append(pd.DataFrame(dict(text=n, label=classes[c], word=[' '.join(decode_tokens(o) or o) for o in toks], score=(odds[0] - odds[1:]).numpy())))
     return pd.concat(res, ignore_index=True)
