@@ -379,3 +379,10 @@ def test_what_merging_does_to_a_table(short):
     assert len(text_dls(odd, bs=8, device='cpu').valid_ds) == df[df.part.eq('train')].is_valid.sum()
     odd.df = odd.df[:-1]
     with pytest.raises(ValueError, match='use a boolean for each of 120 rows'): text_dls(odd, bs=8, device='cpu')
+
+def test_a_label_that_got_lost(short, tmp_path):
+    "A `map` that forgets a class leaves gaps, which must not become a class `nan`; texts without labels may have them"
+    df = get_texts(short, split_col='part')
+    corpus = text_corpus(df.assign(label=df.label.map({'neg': 'bad'})), cache=tmp_path)
+    with pytest.raises(ValueError, match='lack a label'): text_dls(corpus, bs=4, seq_len=8, device='cpu')
+    assert len(text_dls(corpus, is_lm=True, bs=4, seq_len=8, device='cpu').train)

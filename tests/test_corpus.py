@@ -316,3 +316,9 @@ def test_damaged_and_cannot_be_replaced(short, tmp_path, monkeypatch):
     def refuse(*a): raise PermissionError('no')
     monkeypatch.setattr(module.Path, 'rename', refuse)
     fails(lambda: text_corpus(df, cache=tmp_path), 'could not be put in its place', kind=OSError)
+
+def test_what_is_not_a_corpus_is_left_alone(short, tmp_path):
+    text_corpus(get_texts(short, split_col='part'), cache=tmp_path)
+    kept = [tmp_path/'507f1f77bcf86cd799439011/notes.txt', tmp_path/'.new-draft/notes.txt']
+    for o in kept: o.parent.mkdir(); o.write_text('mine')
+    assert clear_corpora(tmp_path) == 1 and sorted(o for o in tmp_path.rglob('*') if o.is_file()) == sorted(kept)

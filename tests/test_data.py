@@ -93,7 +93,10 @@ def test_semicolons(tmp_path):
     fails(lambda: get_texts(f), f, 'pd.read_csv(f, sep=";")')
     assert get_texts(pd.read_csv(f, sep=';')).label.nunique() == 2
     f.write_text('text;label\n' + 'fine;a\ndull;b\n'*9)
-    fails(lambda: get_texts(f), f, "['text;label']")
+    fails(lambda: get_texts(f), f, "'text;label'", 'pd.read_csv(f, sep=";")')
+
+def test_one_class_of_any_kind():
+    for label in (['pos']*20, pd.Categorical(['pos']*20)): fails(lambda: get_texts(pd.DataFrame(dict(text='fine', label=label))), 'one class')
 
 def test_one_table_is_read_at_a_time(tmp_path, monkeypatch):
     "`catch_warnings` is not made for threads"

@@ -8,7 +8,7 @@ from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.data import get_texts
 from ulmfit_tut.encoder import about, encoder_of, load_encoder, load_text_model, save_encoder, save_text_model, words_of
 from ulmfit_tut.files import load_weights, save_weights
-from ulmfit_tut.predict import load_classifier
+from ulmfit_tut.predict import load_classifier, predict
 from ulmfit_tut.restore import model_weights
 from ulmfit_tut.tokens import get_tokenizer
 from ulmfit_tut.ulmfit import classifier_learner
@@ -256,3 +256,11 @@ def test_integers_of_numpy(short, tmp_path):
     learn = classifier_learner(text_dls(corpus, bs=np.int64(8), seq_len=np.int64(8), device='cpu'), dict(emb_sz=8, n_hid=10, n_layers=np.int64(3)), max_len=np.int64(80))
     assert words_of(save_encoder(learn, tmp_path/'e.safetensors')) == words_of(learn)
     assert load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu').model[0].max_len == 80
+
+def test_words_that_do_not_belong_to_the_network(corpus, vocab, tmp_path):
+    "`learn.dls =` with another vocabulary would read rows of other words: nothing is said or saved with it"
+    learn = clas_of(corpus, vocab)
+    words = words_of(learn)
+    learn.dls = text_dls(corpus, words[:-3], bs=4, seq_len=8, device='cpu')
+    for f in (lambda: predict(learn, 'Fine'), lambda: save_text_model(learn, tmp_path/'c.safetensors')):
+        with pytest.raises(ValueError, match=f'{len(words)} word rows, {len(words) - 3} words'): f()

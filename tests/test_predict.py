@@ -10,7 +10,7 @@ from ulmfit_tut.data import PadChunks, get_texts, mini_reviews_df, text_vocab
 from ulmfit_tut.encoder import encoder_of, load_text_model, save_text_model
 from ulmfit_tut.lm import lm_learner
 from ulmfit_tut.predict import decode_tokens, generate, load_classifier, next_words, predict, predict_csv
-from ulmfit_tut.tokens import tokenize
+from ulmfit_tut.tokens import get_tokenizer, tokenize
 from ulmfit_tut.ulmfit import classifier_learner
 
 small = dict(emb_sz=16, n_hid=20, n_layers=3)
@@ -408,3 +408,12 @@ def test_a_class_with_a_blank_comes_back_from_its_file(df, tmp_path):
     again = load_classifier(save_text_model(learn, tmp_path/'c.safetensors'), device='cpu')
     pd.testing.assert_frame_equal(predict(again, train.text[:5]), predict(learn, train.text[:5]))
     assert list(again.dls.vocab[1]) == ['neg ', 'pos ']
+
+def test_a_text_of_no_tokens(df):
+    "With rules of one's own even `xxbos` may be missing: then it is one unknown word, alone as beside others"
+    corpus = text_corpus(df, get_tokenizer(rules=[str.lower]))
+    set_seed(0)
+    dls = text_dls(corpus, bs=8, seq_len=16, device='cpu')
+    learn = quiet(strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16)))
+    alone, *rest = (predict(learn, o).iloc[:, 1:].to_numpy() for o in ([''], ['good film '*20, ''], ['good film', '']))
+    assert np.isfinite(alone).all() and all(np.abs(o[-1:] - alone).max() < 1e-5 for o in rest)

@@ -336,3 +336,9 @@ def test_backwards_reads_from_the_end(short, tmp_path):
     assert a.tolist() == b.tolist()[::-1] and a[0] == 2
     ulmfit(short, tmp_path/'run', 'none', backwards=True, **{**fast, 'lm_epochs': (0, 0), 'compare': ()})
     assert not (tmp_path/'run/encoder.safetensors').exists(), 'no language model, no encoder of one'
+
+def test_columns_named_by_an_index(short, tmp_path):
+    "`df.columns[...]` names columns as well as a list does, and goes into config.json"
+    df = short.assign(title='About')
+    ulmfit(df, tmp_path/'run', **{**fast, 'lm_epochs': (0, 0), 'epochs': (1, 0, 0, 0)}, pretrained='none', compare=(), text_col=pd.Index(['title', 'text']), label_col=pd.Index(['label'])[0])
+    assert json.loads((tmp_path/'run/config.json').read_text())['text_col'] == ['title', 'text']

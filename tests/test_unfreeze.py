@@ -530,3 +530,25 @@ def test_the_best_epoch_of_another_run_is_not_taken(corpus, tmp_path):
     assert same(after, weights(plain)) and not same(after, before)                     # as without the callback
     learn.remove_cb(best); learn.add_cb(SaveModelCallback())
     assert len(fit_stages(learn, stages[:2])[0]) == 3                                    # with a number to watch it goes on as ever
+
+def test_home_is_a_place_for_a_checkpoint(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.chdir(tmp_path)
+    a = learner(corpus, 'clas')
+    fit_stages(a, stages[:1], file='~/c.safetensors')
+    before, b = (tmp_path/'c.safetensors').stat().st_mtime_ns, learner(corpus, 'clas')
+    fit_stages(b, stages[:1], file='~/c.safetensors')
+    assert same(weights(a), weights(b)) and (tmp_path/'c.safetensors').stat().st_mtime_ns == before and not (tmp_path/'~').exists()
+
+def test_a_checkpoint_that_began_elsewhere_says_so(corpus, tmp_path):
+    "Weights of another encoder are no other schedule: the checkpoint is taken, as after an interruption, but not without a word"
+    file = tmp_path/'c.safetensors'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        first = learner(corpus, 'clas')
+        fit_stages(first, stages[:1], file=file)
+        fit_stages(first, stages[:1], file=file)                                          # with the weights that are in it
+        fit_stages(learner(corpus, 'clas'), stages[:1], file=file)                        # with those that it began with, as a new process has them
+    other = learner(corpus, 'clas')
+    with torch.no_grad(): other.model[0].module.encoder.weight += 1
+    with pytest.warns(UserWarning, match='began with other weights.*give another file'): fit_stages(other, stages[:1], file=file)
+    assert same(weights(first), weights(other))

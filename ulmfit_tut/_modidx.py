@@ -245,6 +245,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._Epochs.before_fit': ( 'unfreezing.html#_epochs.before_fit',
                                                                                  'ulmfit_tut/unfreeze.py'),
+                                     'ulmfit_tut.unfreeze._digest': ('unfreezing.html#_digest', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._ends': ('unfreezing.html#_ends', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._plan': ('unfreezing.html#_plan', 'ulmfit_tut/unfreeze.py'),
                                      'ulmfit_tut.unfreeze._scheds': ('unfreezing.html#_scheds', 'ulmfit_tut/unfreeze.py'),

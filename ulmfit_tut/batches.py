@@ -120,7 +120,8 @@ class LMLoader(_TextDL):
 # %% ../nbs/api/batches.ipynb #1c4f20a7
 def pad_windows(ids, seq_len, pad_idx=1, width=1):
     "Arrays of ids as a matrix: whole windows of padding, the text, the rest of its last window, so that no text sees how long its neighbours are"
-    width = -(-max(width, *map(len, ids))//seq_len)*seq_len
+    # a text of no tokens is one unknown word
+    width = -(-max(width, *map(len, ids := [o if len(o) else np.zeros(1, np.int64) for o in ids]))//seq_len)*seq_len
     x = np.full((len(ids), width), pad_idx, np.int64)
     for row,o in zip(x, ids): row[(width - len(o))//seq_len*seq_len:][:len(o)] = o
     return torch.from_numpy(x)
@@ -191,6 +192,7 @@ def text_dls(
     text_col,label_col = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label'))
     labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label.tolist()]
     several = isinstance(labels[rows[0][0]], list)
+    if not is_lm and (bad := df.label.iloc[np.concatenate(rows)].isna()).any(): raise ValueError(f'Rows {[*bad[bad].index[:5]]} lack a label: drop them')
     classes = list(map(str, label_col)) if several and 'label_col' in df.attrs else sorted({c for o in rows for i in o for c in listify(labels[i])})
     if vocab is None: vocab = text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held))
     tfms = text_tfms(corpus, corpus.tok, vocab, text_col, backwards, labels, label_col, None if is_lm else classes, several)

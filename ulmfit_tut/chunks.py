@@ -80,8 +80,7 @@ class ChunkTokenizer:
         if not (new := self.chunks.names[len(self.info[0]):]): return
         reps = self.rep('\n'.join(new))
         low = self.rest(reps).lower() + '\n'
-        pieces = _word.split(low)
-        words = pieces[1::2]
+        words = (pieces := _word.split(low))[1::2]
         pieces[1::2] = marks = [o if o in self.risky or len(o) > 60 else 'W' for o in words]
         shapes = ''.join(pieces)
         size = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
@@ -156,8 +155,7 @@ class ChunkTokenizer:
         cs = [self._chunks(self.fix(o), o) for o in texts]
         self._learn()
         for i in self._repeats(np.concatenate(cs)):
-            x = self.rep(self.fix(texts[i]))
-            y = replace_wrep(x)
+            y = replace_wrep(x := self.rep(self.fix(texts[i])))
             if y != x: cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
         self._learn()
         c = self._merge(np.concatenate(cs))

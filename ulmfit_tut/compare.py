@@ -21,8 +21,7 @@ def paired_difference(
     n_boot:int=10_000, seed:int=0
 ) -> tuple: # mean of a - b, low, high of the 95 % interval
     "Mean difference of two methods on the same texts, with its bootstrap interval over texts and seeds"
-    d = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
-    rng = np.random.default_rng(seed)
+    d,rng = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float)),np.random.default_rng(seed)
     boots = [d[rng.integers(len(d), size=len(d))][:, rng.integers(d.shape[1], size=d.shape[1])].mean() for _ in range(n_boot)]
     return d.mean(),*np.percentile(boots, [2.5, 97.5])
 

@@ -129,9 +129,7 @@ def text_corpus(
         path = place(content)
         if not _whole(path):
             with tempfile.TemporaryDirectory(dir=cache, prefix='.new-', ignore_cleanup_errors=True) as tmp:
-                new = mkdir(Path(tmp)/'new')
-                content = _build(new, key, df, tok, encoding, n_workers, progress, stats)
-                path = place(content)
+                path = place(content := _build(new := mkdir(Path(tmp)/'new'), key, df, tok, encoding, n_workers, progress, stats))
                 try:
                     if path.exists() and not _whole(path):
                         print(f'{path.name} is damaged or of an older version: prepared again')
@@ -159,8 +157,9 @@ def clear_corpora(
     cache:Path=None # as in `text_corpus`
 ) -> int: # how many were removed
     "Remove all corpora, and what interrupted preparations have left; not while one is being made"
-    cache = corpora_path(cache)
-    ds = [o for o in cache.glob('*') if re.fullmatch('[0-9a-f]{24}|[.]new-.*', o.name)]
+    # a folder that holds anything else is somebody's
+    cache,ours = corpora_path(cache),{*'ids.bin offsets.npy types.json meta.json raw new old'.split()}
+    ds = [o for o in cache.glob('*') if re.fullmatch('[0-9a-f]{24}|[.]new-.*', o.name) and o.is_dir() and ours.issuperset(os.listdir(o))]
     for o in ds: shutil.rmtree(o, ignore_errors=True)
     for o in cache.glob(f'seen-{"[0-9a-f]"*24}'): o.unlink()
     return len(ds)

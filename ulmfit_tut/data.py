@@ -22,7 +22,7 @@ def mini_reviews(
     path:Path=None # folder to make; default `mini_reviews` in fastai's data folder
 ) -> Path: # folder with `train/{neg,pos}`, `test/{neg,pos}` and `unsup`, as IMDb has them
     "The embedded reviews as a folder, written once and checked each time; `ValueError` if files in it were changed"
-    path = Path(path or fastai_cfg().path('data')/'mini_reviews')
+    path = Path(path or fastai_cfg().path('data')/'mini_reviews').expanduser()
     texts = {Path(o.split, o.label, f'{o.Index}_{o.rating}.txt'): o.text for o in mini_reviews_df().itertuples()}
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=mkdir(path.parent, exist_ok=True, parents=True), prefix=f'.{path.name}-') as tmp:
@@ -76,8 +76,7 @@ def texts_from_folder(
 # %% ../nbs/02_data.ipynb #731144fe
 def _check(df, name):
     "What every source must satisfy: two classes, a part to test on; a `valid` part serves as test where there is none"
-    part = df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')
-    test = part.eq('test')
+    test = (part := df.part if df.part.eq('test').any() else df.part.replace('valid', 'test')).eq('test')
     if not test.any(): raise ValueError(f'{name} has no texts of classes in a "test" or "valid" part: hold some back, or nobody can say how good it is')
     df['part'],df['is_valid'] = part.replace('valid', 'train'),part.eq('valid')
     if 'text' in df and (n := df.text[test].isin(df.text[~test]).sum()):
@@ -122,7 +121,7 @@ def texts_from_df(
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
     if len(label_cols) == 1:
-        if df[label_cols[0]].map(is_listy).any(): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
+        if any(map(is_listy, df[label_cols[0]])): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
         res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str).str.strip()     # 0.0 is the class 0 where some are missing
     else:
         for c in label_cols: refuse(df[c].map(_flag).isna() & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
@@ -184,6 +183,7 @@ def _csv(f, encoding, **kwargs):
         while True:
             # an error where pandas would drop fields beyond the header; a comma too many is none
             with _lock, warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): df = next(chunks)
+            if len(df.columns) == 1 and re.search('[;\t]', str(df.columns[0])): raise ValueError(f'its only column is {df.columns[0]!r}')
             yield df.replace('\r\n?', '\n', regex=True)                                              # as in files of text
     except StopIteration: return
     except (ValueError, LookupError, pd.errors.ParserWarning) as e:

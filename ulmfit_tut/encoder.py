@@ -32,6 +32,7 @@ def text_columns(learn:Learner) -> list: # `None` where it was not made from a t
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
     "What decides the meaning of its weights"
+    if (n := len(encoder_of(learn).encoder.weight)) != (m := len(words_of(learn))): raise ValueError(f'{n} word rows, {m} words: dls wants those of its file')
     enc,(tok,rules) = encoder_of(learn),tokenizer_names(getattr(learn.dls.train_ds, 'tokenizer', None))
     return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn),
                 tokenizer=tok, rules=rules, seq_len=_window(learn.dls.train), backwards=_backwards(learn.dls))
@@ -53,7 +54,7 @@ def _read(file, vocab):
         weights,meta = load_weights(file, ('kind', 'arch', 'vocab', 'config'))
         if meta['kind'] not in ('encoder', 'lm', 'classifier'): raise ValueError(f'{file} is a {meta["kind"]}, and holds no encoder')
     else:
-        try: weights = torch.load(file, map_location='cpu', weights_only=True)
+        try: weights = torch.load(Path(file).expanduser(), map_location='cpu', weights_only=True)
         except FileNotFoundError: raise
         except Exception as e: raise ValueError(f'{file} holds more than weights, or is damaged ({type(e).__name__}): save it with_opt=False') from None
         if isinstance(weights, dict): weights = weights.get('model', weights)

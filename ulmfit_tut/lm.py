@@ -20,7 +20,7 @@ class _OnlyLists(pickle.Unpickler):
 
 def read_vocab(file:Path) -> list: # the words in the order of their rows
     "fastai's `itos_*.pkl` or `*_vocab.pkl`, a pickled list of words; `ValueError` for a pickle that asks for anything else, none of which is run"
-    try: words = _OnlyLists(io.BytesIO(Path(file).read_bytes())).load()
+    try: words = _OnlyLists(io.BytesIO(Path(file).expanduser().read_bytes())).load()
     except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, UnicodeDecodeError) as e: raise ValueError(f'{file} is no pickle ({e})') from None
     if not (isinstance(words, list) and all(isinstance(o, str) for o in words)): raise ValueError(f'{file} is no list of strings')
     return words

@@ -39,12 +39,12 @@ def read_run(
 )->dict: # settings (`config`), result (`test`), a table for each CSV file, the `confusion` matrix, and the `wrong` answers, the worst first
     "Read everything that the page shows"
     def table(o):
-        if not (f := Path(path)/f'{o}.csv').exists() or not f.stat().st_size: return pd.DataFrame(columns=words)
+        if not (f := Path(path).expanduser()/f'{o}.csv').exists() or not f.stat().st_size: return pd.DataFrame(columns=words)
         return pd.read_csv(f, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=['']).fillna(dict.fromkeys(words, ''))
     words = 'text label predicted part phase arm starts_from word'.split()
     r = {o: table(o) for o in 'data history metrics lrs predictions comparison why'.split()}
     for o in ('config','test'):
-        if not (f := Path(path)/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{f.name}`: `report` reads the folder of a finished run")
+        if not (f := Path(path).expanduser()/f'{o}.json').is_file(): raise FileNotFoundError(f"{path} has no `{f.name}`: a finished run has")
         r[o] = json.loads(f.read_text(encoding='utf-8'))
     df,classes = r['predictions'], r['config']['classes']
     p = lambda c: df.iloc[:,3:].to_numpy(float)[range(len(df)), [classes.index(o) for o in df[c]]]  # by position: a class may be called "text"

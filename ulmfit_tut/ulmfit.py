@@ -96,13 +96,13 @@ def ulmfit(
     progress:bool=True # bars and a line per epoch
 ) -> pd.DataFrame: # a row per stage, with its seconds
     "ULMFiT from reviews to a classifier that was tested once; writes the run folder `out`. Bad input is a `ValueError` or `OSError` before any work"
-    c = {k: list(v) if is_listy(v) else v for k,v in locals().items() if k not in ('source', 'out', 'cache', 'progress')}
+    c = {k: v.tolist() if hasattr(v, 'tolist') else list(v) if is_listy(v) else v for k,v in locals().items() if k not in 'source out cache progress'.split()}
     c['device'],c['compare'],c['pretrained'],out = str(device or default_device()),listify(compare),str(pretrained),Path(out).expanduser()
     check_settings(c | {k: v for k,v in _usual.items() if c[k] is None})
     try: tok = get_tokenizer(lang, rules)
     except ImportError as e: raise ValueError(f'lang={lang!r}: {e}') from None
     weights,old,sizes = pretrained_lm(pretrained, backwards, tokenizer_names(tok))
-    df = get_texts(source, text_col, label_col, split_col, labels, unlabelled, valid_pct, seed, encoding)
+    df = get_texts(source, c['text_col'], c['label_col'], c['split_col'], labels, unlabelled, valid_pct, seed, encoding)
     c |= {k: v for k,v in (_usual if sizes['n_hid'] <= 1000 else _paper if sum(df.part == 'train') < 10_000 else _tutorial).items() if c[k] is None}
     config = {**c, 'source': Path(source).absolute().name if isinstance(source, (str, Path)) else 'a DataFrame', 'data': _sha(df.to_csv(index=False)),
         'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),

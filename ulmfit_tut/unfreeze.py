@@ -115,6 +115,8 @@ class _Epochs(Callback):
         except Exception as e: self.problem = e; raise CancelFitException from e                # fastai rewrites the message of one that leaves a callback
 
 # %% ../nbs/05_unfreezing.ipynb #1483c283
+def _digest(weights): return hashlib.sha256(b''.join(weights[k].cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for k in sorted(weights))).hexdigest()
+
 def _plan(learn, stages, seed):
     "What a checkpoint must agree with"
     sha = lambda o: hashlib.sha256(repr(o).encode()).hexdigest()[:16]
@@ -124,27 +126,27 @@ def _plan(learn, stages, seed):
         tfms = [f.name for tl in filter(None, getattr(dl.dataset, 'tls', [])) for f in tl.tfms.fs]
         arrays = [o for o in (*map(own.get, ('ids', 'starts', 'lens', 'table', 'ys')), *own.get('cols', ())) if isinstance(o, (np.ndarray, Tensor))]
         return dict(n=getcallable(dl.dataset, '__len__')(), content=sha((items, tfms, [hashlib.sha256(np.ascontiguousarray(o)).hexdigest() for o in arrays])))
-    hypers,loss,kw = learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func),getattr(learn.loss_func, 'keywords', 0)
+    dls,hypers,loss,kw = learn.dls,learn.opt.hypers[-1],getattr(learn.loss_func, 'func', learn.loss_func),getattr(learn.loss_func, 'keywords', 0)
     own = getattr(loss, '__qualname__', 0), kw, [o for o in getattr(loss, '__dict__', {}).items() if type(o[1]) in (int, float, str, bool, list, Tensor)]
     rates = [(n, k, v) for n,m in learn.model.named_modules() for k,v in vars(m).items() if isinstance(v, float)]                # of dropout
     opt = f'{[getattr(o, "func", o).__name__ for o in learn.opt.cbs]} { {k: v for k,v in hypers.items() if k not in ("lr", "mom", "wd")} }'
-    return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, hypers.get('wd')), vocab=sha(getattr(learn.dls, 'vocab', '')),
-                loss=f'{type(learn.loss_func).__name__} {sha((own, getattr(loss, "state_dict", dict)()))}', train=data(learn.dls.train),
-                valid=data(learn.dls.valid), model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates))
+    return dict(stages=[str(o) for o in stages], seed=seed, opt=opt, wd=ifnone(learn.wd, hypers.get('wd')), vocab=sha(getattr(dls, 'vocab', '')),
+                loss=f'{type(learn.loss_func).__name__} {sha((own, getattr(loss, "state_dict", dict)()))}', train=data(dls.train), valid=data(dls.valid),
+                model=sha([(k, tuple(v.shape)) for k,v in learn.model.named_parameters()]), dropout=sha(rates), start=_digest(model_weights(learn.model)))
 
 # %% ../nbs/05_unfreezing.ipynb #9cb538bb
 def fit_stages(
     learn:Learner, # any fastai learner with parameter groups
     stages:list, # of `Stage`
     seed:int=42, # with stage and epoch it fixes every random number
-    file:Path=None # checkpoint, written after each epoch, three times the size of the weights; a run whose file exists goes on from the weights in it
+    file:Path=None # checkpoint, written after each epoch, three times the size of the weights; a run whose file exists goes on from it
 ) -> tuple: # history, a row an epoch; learning rates, a row a step and a column a group
     "Freeze, fit one cycle, next; `ValueError` before any training if schedule or checkpoint do not fit; of callbacks it keeps no memory"
     if not isinstance(stages, (list, tuple, L)) or {*map(type, stages)} != {Stage}: raise ValueError(f'{stages!r:.60} is no list of Stage, or an empty one')
     same_windows(learn)
-    if operator.length_hint(learn.dls.train, 1) == 0: raise ValueError('This learner has no batch to train on: give it texts by learn.dls =, or a smaller bs')
+    if operator.length_hint(learn.dls.train, 1) == 0: raise ValueError('It has no batch to train on: set learn.dls, of the same vocab, or a smaller bs')
     if learn.opt is None: learn.create_opt()
-    hist,n = [],len(learn.opt.param_lists)
+    hist,n,file = [],len(learn.opt.param_lists),file and Path(file).expanduser()
     for f,e,lr,moms,_ in stages:
         if not (isinstance(f, numbers.Integral) and -n <= f < n): raise ValueError(f'freeze_to={f} lies outside the {n} groups: use -{n} to {n-1}')
         if not (isinstance(e, numbers.Integral) and e > 0): raise ValueError(f'epochs={e}: a stage has a whole number of them, at least one')
@@ -159,9 +161,11 @@ def fit_stages(
     if file: tempfile.TemporaryFile(dir=mkdir(Path(file).parent, exist_ok=True, parents=True)).close()     # a folder that takes no file is an error now
     if file and Path(file).exists():
         saved,meta = load_weights(file, ('plan', 'history', 'opt', 'extra'), fp32=False)
-        if diff := [f'{k} {meta["plan"].get(k)} / {v}' for k,v in plan.items() if meta['plan'].get(k) != v]:
+        if diff := [f'{k} {meta["plan"].get(k)} / {v}' for k,v in plan.items() if k != 'start' and meta['plan'].get(k) != v]:
             raise ValueError(f'{file} belongs to another run, checkpoint / now: {"; ".join(diff)}: repeat that run, or give another file')
-        hist = list(map(dict, meta['history']))
+        if plan['start'] not in (meta['plan'].setdefault('start', plan['start']), _digest({k: saved[k] for k in model_weights(learn.model)})):
+            warnings.warn(f'{file} began with other weights than this learner has, and goes on from those: if it is a run of its own, give another file')
+        plan,hist = meta['plan'],list(map(dict, meta['history']))
         for k,v in model_weights(learn.model).items(): v.copy_(saved[k])
     for o in Path(file).parent.glob(f'.{glob.escape(Path(file).name)}.[0-9]*.tmp') if file else []: o.unlink()                 # what a killed run was writing
     for i,s in enumerate(stages, 1):
