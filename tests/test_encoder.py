@@ -263,4 +263,4 @@ def test_words_that_do_not_belong_to_the_network(corpus, vocab, tmp_path):
     words = words_of(learn)
     learn.dls = text_dls(corpus, words[:-3], bs=4, seq_len=8, device='cpu')
     for f in (lambda: predict(learn, 'Fine'), lambda: save_text_model(learn, tmp_path/'c.safetensors')):
-        with pytest.raises(ValueError, match=f'{len(words)} word rows, {len(words) - 3} words'): f()
+        with pytest.raises(ValueError, match=f'{len(words)} word rows, its DataLoaders {len(words) - 3} words: make them'): f()

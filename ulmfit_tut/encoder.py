@@ -32,9 +32,10 @@ def text_columns(learn:Learner) -> list: # `None` where it was not made from a t
 
 def about(learn:Learner) -> dict: # `arch`, `config`, `vocab`, `tokenizer`, `rules`, `seq_len`, `backwards`; `None` where the learner does not show it
     "What decides the meaning of its weights"
-    if (n := len(encoder_of(learn).encoder.weight)) != (m := len(words_of(learn))): raise ValueError(f'{n} word rows, {m} words: dls wants those of its file')
-    enc,(tok,rules) = encoder_of(learn),tokenizer_names(getattr(learn.dls.train_ds, 'tokenizer', None))
-    return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words_of(learn),
+    enc,(tok,rules),words = encoder_of(learn),tokenizer_names(getattr(learn.dls.train_ds, 'tokenizer', None)),words_of(learn)
+    if (n := len(getattr(getattr(enc, 'encoder', None), 'weight', words))) != len(words):
+        raise ValueError(f'The network has {n} word rows, its DataLoaders {len(words)} words: make them with the words that it was trained on')
+    return dict(arch=type(enc).__name__, config={k: getattr(enc, k, None) for k in ('emb_sz', 'n_hid', 'n_layers')}, vocab=words,
                 tokenizer=tok, rules=rules, seq_len=_window(learn.dls.train), backwards=_backwards(learn.dls))
 
 def _versions(): return {o: importlib.metadata.version(o) for o in ('fastai', 'torch', 'spacy')}
@@ -101,8 +102,7 @@ def load_encoder(
     if learn.opt is None: learn.create_opt()                              # what fails here fails before a weight is changed
     _put(weights, encoder_of(learn), file)
     learn.freeze()
-    shared = len(set(theirs) & set(words))
-    return dict(words=len(set(words)), shared=shared, coverage=shared/len(set(words)), unchecked=unchecked)
+    return dict(words=len(set(words)), shared=(n := len(set(theirs) & set(words))), coverage=n/len(set(words)), unchecked=unchecked)
 
 # %% ../nbs/04_encoder.ipynb #61284144
 def _kind(learn):

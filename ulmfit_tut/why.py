@@ -40,7 +40,7 @@ def why(
         words = [_words([vocab[i] for i in o]) for o in all_ids]
         if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
-            x = [np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in ([], *at)]            # 0 is the number of `xxunk`
+            x = (np.where(np.isin(range(len(ids)), o), 0, ids)[::turn] for o in ([], *at))            # 0 is the number of `xxunk`
             z = torch.cat([model(_batch(b, model[0]).to(device))[0].float() for b in chunked(x, bs)]).cpu()
             c,toks = z[0].argmax().item() if label is None else classes.index(str(label)),[[vocab[ids[i]] for i in o] for o in at]
             odds = z[:, c] if several else z[:, c] - z[:, np.delete(range(len(classes)), c)].logsumexp(1)
