@@ -119,9 +119,12 @@ def choose(work, start, folds=3):
 
 # --- every arm, every seed ----------------------------------------------------------------------------------------------------------------
 
-def settings(arm):
-    d = json.loads((results/f'settings-{starts[once.get(arm, arm)]}.json').read_text())
-    best = {**d['best'], **(d['at_once'] if arm in once else {})}
+def settings(arm, choice='settings'):
+    "As chosen; of `once` those that its results name, once there are some: the two ways had about as many epochs in them"
+    if choice == 'once' and (done := results/'arms-once.json').exists(): best = json.loads(done.read_text())['settings'][arm]
+    else:
+        d = json.loads((results/f'settings-{starts[once.get(arm, arm)]}.json').read_text())
+        best = {**d['best'], **(d['at_once'] if arm in once else {})}
     return {'lr_ratio': 2.6, **{k: tuple(v) if isinstance(v, list) else v for k, v in best.items()}, **(dict(lm_epochs=(0, 0)) if arm in ('scratch', 'direct', 'direct_once') else {})}
 
 def at_once(base, out, arm, data, split, seed, c):
@@ -147,14 +150,14 @@ def run(work, src, part, only, choice):
         out = work/src/f'{arm}-{seed}'
         if (out/'predictions.csv').exists() and (arm not in starts or (out/'report.html').exists()): continue
         t, cost = time.time(), None
-        if arm in once: cost = at_once(work/src/f'{once[arm]}-{seed}', out, arm, data, split, seed, settings(arm))
+        if arm in once: cost = at_once(work/src/f'{once[arm]}-{seed}', out, arm, data, split, seed, settings(arm, choice))
         elif arm == 'tfidf':
             df = get_texts(data, split_col=split, seed=seed)
             pred, params = tfidf(df, seed)
             out.mkdir(parents=True, exist_ok=True)
             (out/'config.json').write_text(json.dumps({k: str(v) for k, v in params.items()}))
             with replacing(out/'predictions.csv') as tmp: df.loc[pred.index, ['text', 'label']].assign(predicted=pred).to_csv(tmp, index=False)
-        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm))
+        else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm, choice))
         cost = cost or time.time() - t
         print(f'{arm} seed {seed}: {cost:.0f} s', flush=True)
         with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{cost:.1f}\n')
@@ -180,7 +183,7 @@ def collect(work, src, only, choice):
     stem = 'arms' + f'-{src}'*(src != 'mini') + f'-{choice}'*(choice != 'settings')
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
-        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a) for a in all_arms if a != 'tfidf'},
+        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a, choice) for a in all_arms if a != 'tfidf'},
                                        command=f'python bench/arms.py run --source {src}' + (f' --choice {choice} --only {" ".join(only)}' if choice != 'settings' else ''), machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 
