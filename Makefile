@@ -3,7 +3,8 @@ VENV      ?= .venv
 PYTHON    ?=
 PIP_ARGS  ?=
 PORT      ?= 8000
-# what cross-validation on the training reviews chose (bench/results/settings-movies.json), but fewer epochs of both models, for time
+# the classifier's rates, batch and dropout as cross-validation on the training reviews chose them (bench/results/settings-movies.json), but fewer
+# epochs of both models, for time
 DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --bs 16 --drop-mult 0.5
 
 BIN  := $(VENV)/bin
