@@ -38,7 +38,11 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '14, steep': dict(epochs=(2, 2, 2, 8), lrs=steep, bs=32),
              '14, high': dict(epochs=(2, 2, 2, 8), lrs=high, bs=32),
              '22, tutorial': dict(epochs=(2, 2, 2, 16), lrs=tutorial, bs=32),
-             '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32)}
+             '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32),
+             '14, gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=16, ratio=1.2),
+             '38, gentle': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=32, ratio=1.2),
+             '38, gentle, 16': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=16, ratio=1.2),
+             '38, gentle, 16, .5': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=16, ratio=1.2, drop_mult=.5)}
 
 counts = 'word counts'
 
@@ -92,7 +96,7 @@ def one(corpus, vocab, sizes, enc, name, n, seed):
     df.loc[df.part.eq('train') & ~np.isin(np.arange(len(df)), [*idle, *order[:n]]), 'part'] = 'unused'
     set_seed(seed)
     dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=s['bs'], valid=idle, seed=seed, device='cpu')
-    learn,t = classifier_learner(dls, sizes, enc, .3),time.time()
+    learn,t = classifier_learner(dls, sizes, enc, s.get('drop_mult', .3)),time.time()
     fit(learn, classifier_stages(s['lrs'], s['epochs'], ratio=s.get('ratio', 2.6)), seed)
     seconds = time.time() - t
     with learn.no_bar(): probs,y = learn.get_preds()
