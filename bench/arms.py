@@ -178,12 +178,15 @@ def collect(work, src, only, choice):
                     **dict(zip(('mean', 'low', 'high'), map(float, paired_difference(r, np.zeros_like(r)))))) for a, r in right.items()]
     pairs = [('direct', 'scratch'), ('wiki', 'direct'), ('movies', 'wiki'), ('movies', 'tfidf'), ('wiki', 'tfidf'),
              *once.items(), ('movies_once', 'tfidf'), ('movies_once', 'wiki_once'), ('wiki_once', 'direct_once'), ('direct_once', 'scratch')]
-    diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), map(float, paired_difference(right[a], right[b]))))) for a, b in pairs if {a, b} <= {*all_arms}]
+    pairs = [o for o in pairs if {*o} <= {*all_arms}]
+    level = 1 - .05/len(pairs)                                                      # as many intervals are asked for, so each is also given wider (Bonferroni)
+    diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), map(float, paired_difference(right[a], right[b])))),
+                  wide=[*map(float, paired_difference(right[a], right[b], level=level)[1:])]) for a, b in pairs]
     secs = pd.read_csv(work/src/'seconds.csv', names=['arm', 'seed', 'seconds']).groupby('arm').seconds.median().to_dict()
     stem = 'arms' + f'-{src}'*(src != 'mini') + f'-{choice}'*(choice != 'settings')
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
-        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, median_seconds=secs, settings={a: settings(a, choice) for a in all_arms if a != 'tfidf'},
+        tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, level_wide=level, median_seconds=secs, settings={a: settings(a, choice) for a in all_arms if a != 'tfidf'},
                                        command=f'python bench/arms.py run --source {src}' + (f' --choice {choice} --only {" ".join(only)}' if choice != 'settings' else ''), machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 

@@ -79,7 +79,7 @@ def test_a_downloaded_chapter_runs():
         code = '\n'.join(''.join(o['source']) for o in json.loads(text(f))['cells'] if o['cell_type'] == 'code')
         odd = [l for l in code.splitlines() if "'../" in l and not any(o in l for o in wanted)]
         assert not odd, (f.name, odd)
-        if "sys.path.append('../bench')" in code: assert 'wants a clone' in text(f), f.name
+        if "sys.path.append('../bench')" in code: assert 'needs a clone' in text(f), f.name
 
 def test_code_of_the_pages_needs_no_scrolling():
     "What a page shows, and does not export, is 120 characters wide at most; a directive stands on one line, however long"

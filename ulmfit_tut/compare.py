@@ -18,12 +18,12 @@ def wilson(
 # %% ../nbs/api/compare.ipynb #8fbdcccb
 def paired_difference(
     a, b, # right or wrong (1 or 0), an array over texts, or seeds x texts
-    n_boot:int=10_000, seed:int=0
-) -> tuple: # mean of a - b, low, high of the 95 % interval
+    n_boot:int=10_000, seed:int=0, level:float=0.95 # of the interval; for k comparisons at once 1 - 0.05/k (Bonferroni)
+) -> tuple: # mean of a - b, low, high of the interval
     "Mean difference of two methods on the same texts, with its bootstrap interval over texts and seeds"
     d,rng = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float)),np.random.default_rng(seed)
     boots = [d[rng.integers(len(d), size=len(d))][:, rng.integers(d.shape[1], size=d.shape[1])].mean() for _ in range(n_boot)]
-    return d.mean(),*np.percentile(boots, [2.5, 97.5])
+    return d.mean(),*np.quantile(boots, [(1 - level)/2, (1 + level)/2])
 
 # %% ../nbs/api/compare.ipynb #45a4b35c
 def majority(
