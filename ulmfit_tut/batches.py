@@ -154,7 +154,7 @@ class TextLoader(_TextDL):
     def __len__(self): return -(-super().__len__()//self.world)
 
     def do_batch(self, b):
-        if (np.diff(self.lens[b]) > 0).any(): raise ValueError('Texts not longest first: keep the order, and give each of several processes rank= and world=')
+        if (np.diff(self.lens[b]) > 0).any(): raise ValueError(f'Lengths {self.lens[b]!s:.20}, not longest first: keep order; give processes rank= and world=')
         x = TensorText(pad_windows([self.table[self.text(i)] for i in b], self.seq_len, width=self.width))
         return (x,) if self.ys is None else (x, self.ys[b])
 
