@@ -41,6 +41,8 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '22, high': dict(epochs=(2, 2, 2, 16), lrs=high, bs=32),
              '14, gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=16, ratio=1.2),
              '14, gentle, 8': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=8, ratio=1.2),
+             '14, twice gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2),
+             '22, gentle, 16': dict(epochs=(2, 2, 2, 16), lrs=paper, bs=16, ratio=1.2),
              '38, gentle': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=32, ratio=1.2),
              '38, gentle, 16': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=16, ratio=1.2),
              '38, gentle, 16, .5': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=16, ratio=1.2, drop_mult=.5)}
