@@ -7,12 +7,16 @@ IMDb's training reviews, their last 150 words. `wiki` is fine-tuned once, as `ul
 seed, half of each class, small draws within large ones. 2,000 training reviews that are drawn once lie idle: they alone are asked. Never reads a test text.
 Beside the schedules stand word counts, tuned on the same labels.
 Two processes may share the work: `run --seeds 0` and `run --seeds 1`.
+
+Draws 0 and 1 choose, draws 10 to 13 judge:
+
+    python bench/epochs.py run --seeds 10 11 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "38, gentle, 16, .5" "word counts"
 """
 import argparse, fcntl, json, os, time, warnings
 from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd
-from fastai.text.all import set_seed
+from fastai.text.all import GradientClip, set_seed
 from labels import fit, machine
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.compare import paired_difference, tfidf
@@ -42,6 +46,7 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '14, gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=16, ratio=1.2),
              '14, gentle, 8': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=8, ratio=1.2),
              '14, twice gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2),
+             '14, twice gentle, 16, clip': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2, clip=.2),       # the norm of the gradient
              '14, four times gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=(4e-2,)*4, bs=16, ratio=1.2),
              '14, twice gentle, 16, .5': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2, drop_mult=.5),
              '22, twice gentle, 16, .5': dict(epochs=(2, 2, 2, 16), lrs=high, bs=16, ratio=1.2, drop_mult=.5),
@@ -51,7 +56,9 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '38, gentle, 16, .5': dict(epochs=(2, 2, 2, 32), lrs=paper, bs=16, ratio=1.2, drop_mult=.5)}
 
 counts = 'word counts'
-choice,judges = (0, 1),(10, 11)      # draws: the first two chose the default of `ulmfit`, the others judge it beside the one before; what is asked are the same texts
+choice,judges = (0, 1),(10, 11, 12, 13)                                             # draws: those that choose, and those that judge on the same idle texts
+pairs = [('14, gentle, 16', '14, gentle'), ('14, twice gentle, 16', '14, gentle, 16'), ('14, twice gentle, 16, clip', '14, gentle, 16'),
+         ('38, gentle, 16, .5', '14, gentle, 16'), (counts, '14, gentle, 16')]
 
 def texts(work):
     "IMDb's train and some of its unlabelled reviews, cut; written once"
@@ -104,6 +111,7 @@ def one(corpus, vocab, sizes, enc, name, n, seed):
     set_seed(seed)
     dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=s['bs'], valid=idle, seed=seed, device='cpu')
     learn,t = classifier_learner(dls, sizes, enc, s.get('drop_mult', .3)),time.time()
+    if 'clip' in s: learn.add_cb(GradientClip(s['clip']))
     fit(learn, classifier_stages(s['lrs'], s['epochs'], ratio=s.get('ratio', 2.6)), seed)
     seconds = time.time() - t
     with learn.no_bar(): probs,y = learn.get_preds()
@@ -132,8 +140,7 @@ def run(work, seeds, sizes, some):
                 if not any((r['schedule'], r['labels'], r['seed']) == (name, n, seed) for r in load()['rows']): add(one(*things, name, n, seed))
 
 def collect():
-    """Means of the first two draws, and gains over the tutorial's epochs. Then, on two other draws, the best with 400 labels beside the default before it, and
-    beside word counts"""
+    "Means of the first two draws, and gains over the tutorial's epochs; then what the other draws say of those in `pairs`"
     d = load()
     table = {(r['schedule'], r['labels'], r['seed']): np.unpackbits(np.frombuffer(bytes.fromhex(r['right']), np.uint8))[:N_IDLE].astype(int) for r in d['rows']}
     summary = []
@@ -143,19 +150,17 @@ def collect():
             if not seeds: continue
             mine,base = (np.array([table[o, n, s] for s in seeds if (o, n, s) in table]) for o in (name, 'tutorial'))
             more = {} if name == 'tutorial' or len(mine) != len(base) else dict(zip(('gain', 'low', 'high'), paired_difference(mine, base)))
-            summary.append(dict(labels=n, schedule=name, accuracy=float(mine.mean()), seeds=len(seeds), seconds=float(np.median([r['seconds'] for r in d['rows'] if (r['schedule'], r['labels']) == (name, n)])), **more))
-    best = max((o for o in summary if o['labels'] == 400 and o['schedule'] != counts and o['seeds'] == len(choice)), key=lambda o: o['accuracy'])['schedule']
+            summary.append(dict(labels=n, schedule=name, accuracy=float(mine.mean()), seeds=len(seeds), seconds=float(np.median([r['seconds'] for r in d['rows'] if (r['schedule'], r['labels']) == (name, n) and r['seed'] in choice])), **more))
     def judged(o, n): return np.array([table[o, n, s] for s in judges if (o, n, s) in table])
     later = [dict(labels=n, schedule=o, accuracy=float(x.mean()), lowest=float(x.mean(1).min()), seeds=len(x),
                   seconds=float(np.median([r['seconds'] for r in d['rows'] if (r['schedule'], r['labels']) == (o, n) and r['seed'] in judges])))
              for n in sorted({r['labels'] for r in d['rows']}) for o in (*schedules, counts) if len(x := judged(o, n))]
-    pairs = [(best, '14, gentle'), ('14, gentle, 16', '14, gentle'), (best, '14, gentle, 16'), (counts, best)]
-    differences = [dict(labels=n, schedule=a, less=b, **dict(zip(('mean', 'low', 'high'), paired_difference(judged(a, n), judged(b, n)))))
-                   for n in sorted({o['labels'] for o in later}) for a,b in pairs if len(judged(a, n)) == len(judged(b, n)) == len(judges)]
-    change(lambda d: d.update(summary=summary, chosen=best, judged=later, differences=differences, schedules=schedules, settings=dict(drop_mult=.3, seq_len=72, idle=N_IDLE, lm_texts=N_LM, last_words=LAST, start='wiki'), machine=d.get('machine', machine()),     # of the first rows; later ones say theirs
-                              date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; python bench/epochs.py run --seeds 10 11 --schedules ...; python bench/epochs.py collect'))
+    def both(a, b, n): return [s for s in judges if (a, n, s) in table and (b, n, s) in table]
+    differences = [dict(labels=n, schedule=a, less=b, seeds=len(s), **dict(zip(('mean', 'low', 'high'), paired_difference([table[a, n, i] for i in s], [table[b, n, i] for i in s]))))
+                   for n in sorted({o['labels'] for o in later}) for a,b in pairs if (s := both(a, b, n))]
+    change(lambda d: d.update(summary=summary, judged=later, differences=differences, schedules=schedules, settings=dict(drop_mult=.3, seq_len=72, idle=N_IDLE, lm_texts=N_LM, last_words=LAST, start='wiki'), machine=d.get('machine', machine()),     # of the first rows; later ones say theirs
+                              date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; python bench/epochs.py run --seeds 10 11 12 13 (some of the schedules); python bench/epochs.py collect'))
     for o in (summary, later, differences): print(pd.DataFrame(o).round(3).to_string())
-    print(best)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -3,6 +3,7 @@
     python bench/rates.py run --seeds 0                                            # goes on where it stopped, and writes each row at once
     python bench/rates.py run --seeds 1 --rates gentle steep paper double even
     python bench/rates.py run --seeds 10 11 --rates gentle steep paper
+    python bench/rates.py run --seeds 10 11 --sources mini --epochs 14 --rates "twice gentle, 16"        # what epochs.py chose on IMDb, here
     python bench/rates.py collect              # the summary in bench/results/rates.json, which the results page reads
 
 mini  The 400 embedded training reviews, in thirds: each is asked once a seed, by a classifier of the other two thirds.
@@ -21,9 +22,11 @@ from sklearn.model_selection import StratifiedKFold
 
 out = Path(__file__).parent/'results/rates.json'
 rates = {'paper': (1e-2, 2.6), 'double': (2e-2, 2.6), 'half': (5e-2, 2.6), 'steep': (1e-1, 2.6), 'even': (5e-3, 1.), 'medium': (2e-2, 1.5),
-         'gentle': (1e-2, 1.2), 'warm': (1e-1, 2.6)}                                                      # rate of the head, ratio of neighbouring groups
+         'gentle': (1e-2, 1.2), 'warm': (1e-1, 2.6),
+         'twice gentle, 16': (2e-2, 1.2)}                                          # rate of the head, ratio of neighbouring groups; the last by epochs.py
 first = {'warm': 2e-2}                                                             # rate of the first stage, where the head alone learns, if another
 patterns = {3: (1, 0, 0, 2), 5: (1, 1, 1, 2), 14: (2, 2, 2, 8)}
+batch = {'twice gentle, 16': 16}                                                   # of batches, where not `bs`
 sources, bs, folds, lm_seed = ('mini', 'imdb'), 32, 3, 42
 choice, judges = (0, 1), (10, 11)
 
@@ -54,7 +57,7 @@ def trained(things, df, valid, name, n, seed):
     "Right answers of a classifier for the texts at `valid`, which it has not seen"
     corpus, vocab, sizes, enc = things
     set_seed(seed)
-    dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=bs, valid=valid, seed=seed, device='cpu')
+    dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=batch.get(name, bs), valid=valid, seed=seed, device='cpu')
     learn = classifier_learner(dls, sizes, enc, .3)
     fit(learn, stages(name, n), seed)
     with learn.no_bar(): probs, y = learn.get_preds()
@@ -112,9 +115,10 @@ def collect():
     names = ('mean', 'low', 'high')
     differences = [dict(source=a, epochs=b, rates=best, less=r, seeds=s, **dict(zip(names, paired_difference(grid(a, b, best, s), grid(a, b, r, s)))))
                    for a, b in cases for r in rates if r != best and (s := has(a, b, r, judges)) and has(a, b, best, s) == s]
-    how = {k: dict(zip(('lr', 'lr_ratio'), v)) | (dict(first=first[k]) if k in first else {}) for k, v in rates.items()}
+    how = {k: dict(zip(('lr', 'lr_ratio'), v)) | (dict(first=first[k]) if k in first else {}) | (dict(bs=batch[k]) if k in batch else {}) for k, v in rates.items()}
     command = ('python bench/rates.py run --seeds 0; python bench/rates.py run --seeds 1 --rates gentle steep paper double even; '
-               'python bench/rates.py run --seeds 10 11 --rates gentle steep paper; python bench/rates.py collect')
+               'python bench/rates.py run --seeds 10 11 --rates gentle steep paper; '
+               'python bench/rates.py run --seeds 10 11 --sources mini --epochs 14 --rates "twice gentle, 16"; python bench/rates.py collect')
     change(lambda d: d.update(
         tried=tried, mean=mean, chosen=best, judged=judged, differences=differences, patterns={str(k): v for k, v in patterns.items()},
         settings=dict(rates=how, bs=bs, drop_mult=.3, folds=folds, choice_seeds=choice, judge_seeds=judges, start='wiki'),

@@ -152,9 +152,9 @@ def test_finished_and_foreign_folders_are_left_alone(short, finished, tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(seed=1)))
     with pytest.raises(FileExistsError, match='seed was 1 and is 42'): ulmfit(short, tmp_path, **fast)
 
-@pytest.mark.parametrize('n_hid,n,epochs,lrs,ratio', [(10, 10_000, [2, 2, 2, 8], [1e-2]*4, 1.2), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4, 2.6),
-    (1152, 10_000, [1, 1, 1, 2], [2e-2, 1e-2, 5e-3, 1e-3], 2.6)])
-def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hid, n, epochs, lrs, ratio):
+@pytest.mark.parametrize('n_hid,n,epochs,lrs,ratio,bs', [(10, 10_000, [2, 2, 2, 8], [1e-2]*4, 1.2, 16), (1152, 9_999, [2, 2, 2, 8], [1e-2]*4, 2.6, 32),
+    (1152, 10_000, [1, 1, 1, 2], [2e-2, 1e-2, 5e-3, 1e-3], 2.6, 32)])
+def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hid, n, epochs, lrs, ratio, bs):
     "Where they are not given: measured ones for a small network, the paper's and the tutorial's for one of theirs; what is given stays"
     import ulmfit_tut.ulmfit as module
     class Enough(Exception): pass
@@ -163,10 +163,10 @@ def test_schedules_by_the_size_of_network_and_labels(tmp_path, monkeypatch, n_hi
     monkeypatch.setattr(module, 'pretrained_lm', lambda *a: (None, [], dict(emb_sz=8, n_hid=n_hid, n_layers=3)))
     monkeypatch.setattr(module, 'minutes', lambda *a: 0.)                                               # a step of the large one takes seconds
     df = pd.DataFrame(dict(text=[f'{"good" if i%2 else "bad"} film {i%7}' for i in range(n + 2)], label=['ab'[i%2] for i in range(n + 2)], part=['train']*n + ['test']*2))
-    usual = dict(epochs=epochs, lrs=lrs, lr_ratio=ratio)
-    for kw in {}, dict(epochs=(1, 1, 1, 5)), dict(epochs=(1, 0, 0, 1), lrs=(1e-3,)*4), dict(epochs=(0, 0, 0, 1), lrs=(1e-3,)*4, lr_ratio=1.):
-        out = tmp_path/str(len(kw))
-        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, 'none', split_col='part', bs=8, compare=(), device='cpu', progress=False, **kw)
+    usual = dict(epochs=epochs, lrs=lrs, lr_ratio=ratio, bs=bs)
+    for i, kw in enumerate([{}, dict(epochs=(1, 1, 1, 5)), dict(epochs=(1, 0, 0, 1), lrs=(1e-3,)*4), dict(epochs=(0, 0, 0, 1), lrs=(1e-3,)*4, lr_ratio=1., bs=8)]):
+        out = tmp_path/str(i)
+        with warnings.catch_warnings(action='ignore'), pytest.raises(Enough): ulmfit(df, out, 'none', split_col='part', compare=(), device='cpu', progress=False, **kw)
         c = json.loads((out/'config.json').read_text())
         assert {k: c[k] for k in usual} == usual | {k: list(v) if isinstance(v, tuple) else v for k, v in kw.items()}
 
@@ -250,9 +250,11 @@ def test_reasons_belong_to_the_wrong_answers(finished):
     assert w.text.nunique() == min(10, (p.label != p.predicted).sum()) > 1
     for i, g in w.groupby('text'): assert p.label[i] != p.predicted[i] and set(g.label) == {p.predicted[i]}
 
-def test_from_scratch_all_layers_learn_for_all_epochs(short, tmp_path):
-    ulmfit(short, tmp_path/'run', 'none', **{**fast, 'lm_epochs': (0, 0), 'epochs': (1, 0, 0, 1), 'lrs': (1., 3e-3, 1., 1.)}, compare=())
-    assert pd.read_csv(tmp_path/'run/metrics.csv')[['stage', 'freeze_to', 'epochs', 'lr_low', 'lr_high']].values.tolist() == [[1, 0, 2, 3e-3, 3e-3]]
+@pytest.mark.parametrize('lr,used', [(3e-3, 3e-3), (2e-2, 1e-2)])
+def test_from_scratch_all_layers_learn_for_all_epochs(short, tmp_path, lr, used):
+    "At the second rate, but not above the one that was chosen for it: twice that learned nothing"
+    ulmfit(short, tmp_path/'run', 'none', **{**fast, 'lm_epochs': (0, 0), 'epochs': (1, 0, 0, 1), 'lrs': (1., lr, 1., 1.)}, compare=())
+    assert pd.read_csv(tmp_path/'run/metrics.csv')[['stage', 'freeze_to', 'epochs', 'lr_low', 'lr_high']].values.tolist() == [[1, 0, 2, used, used]]
 
 def test_odd_classes(short, tmp_path):
     "Three classes, named like columns; one arm asked for by a plain string"

@@ -19,7 +19,7 @@ def parse_args(
     src = (importlib.resources.files('ulmfit_tut')/'ulmfit.py').read_text(encoding='utf8')
     sig = next(o.args for o in ast.parse(src).body if getattr(o, 'name', '') == 'ulmfit')
     nargs = dict(source='?', text_col='+', labels='+', unlabelled='+', lm_epochs=2, lm_lrs=2, epochs=4, lrs=4, compare='*')
-    choices,types = dict(compare=['majority', 'tfidf', 'scratch', 'direct']),dict(epochs=int, lrs=float, lr_ratio=float)
+    choices,types = dict(compare=['majority', 'tfidf', 'scratch', 'direct']),dict(epochs=int, lrs=float, lr_ratio=float, bs=int)
     for a,v in zip(sig.args[:-1], map(ast.literal_eval, sig.defaults)):                      # the last one, `progress`, is `--quiet`
         k,one,about = a.arg,v[0] if isinstance(v, tuple) else v,src.splitlines()[a.lineno-1].partition(' # ')[2].replace('`', '')
         kw = dict(action='store_true') if v is False else dict(default=v, type=types.get(k, type(one or '')), choices=choices.get(k), nargs=nargs.get(k))

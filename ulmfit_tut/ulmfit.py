@@ -52,8 +52,8 @@ def _arm(corpus, c, sizes, out, state, show):
         if any(c['lm_epochs']): fit(learn, 'lm', lm_stages(c['lm_epochs'], c['lm_lrs']))
         enc = save_encoder(learn, out/'encoder.safetensors')
     set_seed(c['seed'])
-    learn = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult'])
-    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
+    learn,n_epochs = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult']),sum(c['epochs'])
+    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, n_epochs, min(c['lrs'][1], 1e-2))])
     return learn,trained
 
 # %% ../nbs/06_ulmfit.ipynb #53e1b445
@@ -67,8 +67,8 @@ def _arms(c):
 
 # %% ../nbs/06_ulmfit.ipynb #83bca1e3
 # by bench/rates.py and bench/epochs.py; for the published size by Howard & Ruder 2018, sections 3.2 and 4.1, and from 10,000 labels by fastai's tutorial
-_usual,_paper = (dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4, lr_ratio=o) for o in (1.2, 2.6))
-_tutorial = dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3], lr_ratio=2.6)
+_usual,_paper = (dict(epochs=[2, 2, 2, 8], lrs=[1e-2]*4, lr_ratio=o, bs=bs) for o,bs in ((1.2, 16), (2.6, 32)))
+_tutorial = dict(epochs=[1, 1, 1, 2], lrs=[2e-2, 1e-2, 5e-3, 1e-3], lr_ratio=2.6, bs=32)
 
 def ulmfit(
     source='mini', # `mini`, `imdb`, `imdb_sample`, a folder in the layout of IMDb, or a `.csv` file; in Python also a DataFrame
@@ -87,7 +87,7 @@ def ulmfit(
     epochs=None, lrs=None, # classifier, four stages: epochs (0: none), rates of the head; default 2 2 2 8, 1e-2; the tutorial's if network and data are large
     lr_ratio:float=None, # how much lower each group of layers learns than the next above, 1 for no difference; default 1.2, for the published size 2.6
     lm_drop_mult:float=0.3, drop_mult:float=0.3, # language model and classifier: factor on the dropouts of the AWD-LSTM; the published size wants 0.5 and more
-    bs:int=32, seq_len:int=72, # texts in a batch, and tokens in a window
+    bs:int=None, seq_len:int=72, # texts in a batch (default 16, published size 32), tokens in a window
     backwards:bool=False, # read texts from the end
     seed:int=42, # fixes every random choice: on a CPU two runs write the same bytes, but for the times
     compare=('majority', 'tfidf'), # what else is run on the same texts: any of `majority`, `tfidf`, `scratch`, `direct`
@@ -109,7 +109,7 @@ def ulmfit(
         'classes': sorted(set(df[df.part.eq('train')].label)), 'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
-    lm,clas = (text_dls(corpus, vocab, o, bs, seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
+    lm,clas = (text_dls(corpus, vocab, o, c['bs'], seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
     unfinished(out, config); write({**config, 'vocab_sz': len(vocab)}, out/'config.json')            # asked again: another run may have begun meanwhile
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
           f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}' + f'\n{n_long:,} texts exceed the 1,440 tokens that the head sees'*(n_long > 0))
