@@ -5,7 +5,7 @@ PIP_ARGS  ?=
 PORT      ?= 8000
 # the classifier's rates, batch and dropout as cross-validation on the training reviews chose them (bench/results/settings-movies.json), but fewer
 # epochs of both models, for time
-DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --bs 16 --drop-mult 0.5
+DEMO_ARGS ?= --pretrained movies --lm-epochs 1 2 --drop-mult 0.5
 
 BIN  := $(VENV)/bin
 .DEFAULT_GOAL := help

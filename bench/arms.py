@@ -48,7 +48,7 @@ clas_grid = [dict(epochs=(1, 1, 1, 2), lrs=(2e-2, 1e-2, 5e-3, 1e-3), bs=32, drop
              dict(epochs=(2, 2, 2, 8), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3),
              dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.3),
              dict(epochs=(2, 2, 2, 16), lrs=(2e-2, 2e-2, 2e-2, 2e-2), bs=16, drop_mult=0.5),
-             *[dict(epochs=(2, 2, 2, e), lrs=(lr,)*4, lr_ratio=r, bs=bs, drop_mult=d)                     # the last of these is the default of `ulmfit`
+             *[dict(epochs=(2, 2, 2, e), lrs=(lr,)*4, lr_ratio=r, bs=bs, drop_mult=d)                     # the first of these was once the default of `ulmfit`
                for e, lr, r, bs, d in [(8, 1e-2, 1.2, 32, 0.3), (16, 1e-2, 1.2, 16, 0.3), (16, 1e-2, 1.2, 16, 0.5), (16, 5e-3, 1., 16, 0.5), (32, 1e-2, 1.2, 16, 0.5), (8, 2e-2, 1.2, 16, 0.3)]]]
 once_grid = [dict(epochs=(0, 0, 0, e), lrs=(lr,)*4, lr_ratio=1., bs=16, drop_mult=d)
              for e, lr, d in [(10, 2e-3, 0.3), (10, 5e-3, 0.3), (20, 2e-3, 0.3), (20, 2e-3, 0.5), (20, 5e-3, 0.3)]]
