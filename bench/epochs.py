@@ -10,7 +10,9 @@ Two processes may share the work: `run --seeds 0` and `run --seeds 1`.
 
 Draws 0 and 1 choose, draws 10 to 13 judge:
 
-    python bench/epochs.py run --seeds 10 11 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "38, gentle, 16, .5" "word counts"
+    python bench/epochs.py run --labels 400 --seeds 10 11 12 13 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts"
+    python bench/epochs.py run --labels 400 --seeds 10 11 --schedules "38, gentle, 16, .5"
+    python bench/epochs.py run --labels 1000 --seeds 10 11 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts"
 """
 import argparse, fcntl, json, os, time, warnings
 from pathlib import Path
@@ -159,7 +161,7 @@ def collect():
     differences = [dict(labels=n, schedule=a, less=b, seeds=len(s), **dict(zip(('mean', 'low', 'high'), paired_difference([table[a, n, i] for i in s], [table[b, n, i] for i in s]))))
                    for n in sorted({o['labels'] for o in later}) for a,b in pairs if (s := both(a, b, n))]
     change(lambda d: d.update(summary=summary, judged=later, differences=differences, schedules=schedules, settings=dict(drop_mult=.3, seq_len=72, idle=N_IDLE, lm_texts=N_LM, last_words=LAST, start='wiki'), machine=d.get('machine', machine()),     # of the first rows; later ones say theirs
-                              date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; python bench/epochs.py run --seeds 10 11 12 13 (some of the schedules); python bench/epochs.py collect'))
+                              date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; the three of its docstring with --seeds 10 and more; python bench/epochs.py collect'))
     for o in (summary, later, differences): print(pd.DataFrame(o).round(3).to_string())
 
 if __name__ == '__main__':

@@ -52,8 +52,8 @@ def _arm(corpus, c, sizes, out, state, show):
         if any(c['lm_epochs']): fit(learn, 'lm', lm_stages(c['lm_epochs'], c['lm_lrs']))
         enc = save_encoder(learn, out/'encoder.safetensors')
     set_seed(c['seed'])
-    learn,n_epochs = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult']),sum(c['epochs'])
-    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, n_epochs, min(c['lrs'][1], 1e-2))])
+    learn = classifier_learner(text_dls(corpus, vocab, **kw), sizes, enc, c['drop_mult'])
+    fit(learn, 'clas', classifier_stages(c['lrs'], c['epochs'], sizes['n_layers'] + 2, c['lr_ratio']) if enc else [Stage(0, sum(c['epochs']), c['lrs'][1])])
     return learn,trained
 
 # %% ../nbs/06_ulmfit.ipynb #53e1b445
