@@ -9,7 +9,8 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms import SphinxTransform
 
 root = Path(__file__).resolve().parent.parent
-project = html_title = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']['name']
+about = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']
+project = html_title = about['name']
 extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.viewcode']
 nb_execution_mode,nb_merge_streams = 'off',True
 myst_heading_anchors,myst_enable_extensions = 4,['fieldlist']
@@ -57,8 +58,13 @@ def source(app, mod):
     a.find_tags()
     return code,a.tags
 
+def title(app, page, template, context, doctree):
+    "The first page is called as the site is: behind its name the browser shows what the project is"
+    if page == 'index': context['docstitle'] = about['description'].partition(':')[0]
+
 def setup(app):
     PygmentsBridge.html_formatter = WrappedLines
     app.symbols = symbols(app.srcdir)
     app.add_transform(SymbolLinks)
     app.connect('viewcode-find-source', source)
+    app.connect('html-page-context', title)
