@@ -17,3 +17,7 @@ def test_figure(name):
     assert top.get('role') == 'img' and top.find(ns+'title').text and top.find(ns+'desc').text
     rect, box = top.find(ns+'rect'), top.get('viewBox').split()
     assert rect.get('fill') == '#ffffff' and [rect.get('width'), rect.get('height')] == box[2:]
+
+def test_each_is_on_a_page():
+    pages = ''.join(f.read_text(encoding='utf8') for f in (root/'nbs').rglob('*.ipynb'))
+    assert not [o for o in figures() if f'(images/{o})' not in pages]

@@ -1,6 +1,7 @@
 """The same answer alone, in any batch, in any order, from any thread; generation that is the model's own."""
 import subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import (AWD_LSTM, BCEWithLogitsLossFlat, Callback, Categorize, ColReader, ColSplitter, Datasets, F, Numericalize, SortedDL, SpacyTokenizer, TextDataLoaders, Tokenizer, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
 from hypothesis import given, settings, strategies as st
@@ -117,7 +118,8 @@ def test_order_index_and_kinds(df):
         got = predict(learn, o)
         assert list(got.index) == list(s.index) and (got.to_numpy() == want.to_numpy()).all()
     assert len(predict(learn, [])) == 0 and len(predict(learn, 'one')) == 1
-    for bad, kind, has in [(['a', None], TypeError, r'\[1\]'), ([3], TypeError, r'\[0\]'), (pd.DataFrame(dict(a=['b'])), ValueError, 'no single column')]:
+    for bad, kind, has in [(['a', None], TypeError, r'\[1\]'), ([3], TypeError, r'\[0\]'), (pd.DataFrame(dict(a=['b'])), ValueError, 'no single column'),
+                           (Path('a.txt'), TypeError, 'Path'), (None, TypeError, 'NoneType'), (b'a', TypeError, 'int'), (5, TypeError, 'int')]:
         with pytest.raises(kind, match=has): predict(learn, bad)
 
 def test_the_column_of_a_stock_learner(short, tmp_path):

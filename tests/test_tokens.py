@@ -102,6 +102,11 @@ def test_bar_has_the_length_of_the_blocks(monkeypatch):
 @pytest.mark.parametrize('t', ['1 @.@ 5', 'well @-@ made', 'wait...', 'an <unk> here', 'a<br />b'])
 def test_marks_of_wikipedia_are_fastais(t): assert fix_entities(t) == fix_html(t) != t
 
+def test_half_an_entity_stays():
+    "An address keeps its arguments, which fastai's rule takes for signs; whole entities are read"
+    assert fix_html('?a=1&copy=2') != fix_entities('?a=1&copy=2 &lt 5') == '?a=1&copy=2 &lt 5'
+    assert fix_entities('&lt;i&gt; &#233;&eacute; AT&amp;T') == '<i> éé AT&T'
+
 def test_one_file(tmp_path):
     (tmp_path/'t.txt').write_text('One file.')
     assert tokenize(tmp_path/'t.txt') == tokenize('One file.') == [['xxbos', 'xxmaj', 'one', 'file', '.']]

@@ -12,7 +12,8 @@ from fastai.text.all import *
 # %% ../nbs/api/rules.ipynb #c5898011
 def fix_entities(x):
     "`fix_html` for whole entities alone: `camp;` stays what it is"
-    return html.unescape(re.sub(r'<br\s*/?>', '\n', x).replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …'))
+    x = x.replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …')
+    return re.sub(r'<br\s*/?>|&#?\w+;', lambda m: '\n' if m[0][0] == '<' else html.unescape(m[0]), x)
 
 def replace_letters(t):
     "`replace_rep` for all but digits: `2000` stays a year"
@@ -21,8 +22,7 @@ def replace_letters(t):
 def replace_caps(t):
     "`replace_all_caps` and `replace_maj` for the capitals of every alphabet"
     def one(w):
-        if not w[0].isupper(): return w
-        mark = TK_UP if not any(o.islower() for o in w) else TK_MAJ if not any(o.isupper() for o in w[1:]) else None
+        mark = None if not w[0].isupper() else TK_UP if not any(o.islower() for o in w) else TK_MAJ if not any(o.isupper() for o in w[1:]) else None
         return w if mark is None else f'{mark} {w.lower()}' if len(w) > 1 else w.lower()
     return re.sub(r'\S+', lambda m: one(m[0]), t)
 
