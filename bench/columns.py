@@ -6,7 +6,7 @@ The network starts from `movies` as it ships, and trains as in nbs/14_text_with_
 cross-validation on train, with the reviews of a film in one fold, because the test part has other films. Every arm is tested once a seed. A seed chooses
 what the network holds back, its random numbers, the folds, and how the coins fall: `coin` is made up, and agrees with the label eight times of ten.
 """
-import json, os, platform, tempfile, time, warnings
+import argparse, json, os, platform, tempfile, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -107,5 +107,6 @@ def main():
                 print(f.__name__, arm, seed, rows[-1]['seconds'], flush=True)
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     main()

@@ -6,7 +6,7 @@ Trains a classifier a seed on three quarters of the embedded training reviews, a
 Each method sorts the words of a review. The best 1, 2, 3, 5, 10 and 20 are taken away, once by deleting them and once by making them `xxunk`, and the fall of
 the probability of the answer is noted. Writes bench/results/why.json, with machine, versions and time.
 """
-import json, os, platform, tempfile, time, warnings
+import argparse, json, os, platform, tempfile, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -147,4 +147,7 @@ def main():
     with replacing(out) as f: f.write_text(json.dumps(res, indent=1) + '\n')
     print(pd.DataFrame(versus).round(3).to_string(), agree, res['cpu_ms_a_review'], res['cpu_seconds'])
 
-if __name__ == '__main__': torch.set_num_threads(1); main()
+if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    torch.set_num_threads(1)
+    main()
