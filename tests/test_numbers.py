@@ -13,16 +13,27 @@ def page(tmp, md, *outs, name='a.ipynb', code=''):
     (tmp/name).write_text(json.dumps(dict(cells=cells)))
     return tmp
 
+def after(tmp, md, *outs):
+    "A page with `md` below cells that print `outs`; one of two parts has its HTML first"
+    outs = [dict(output_type='execute_result', data={'text/plain': o} if isinstance(o, str) else {'text/html': o[0], 'text/plain': o[1]}) for o in outs]
+    cells = [*(dict(cell_type='code', source=[], outputs=[o]) for o in outs), dict(cell_type='markdown', source=[md])]
+    (tmp/'a.ipynb').write_text(json.dumps(dict(cells=cells)))
+    return tmp
+
 def bad(*args, **kwargs): return [(o.number, o.unit) for o in check(*args, **kwargs)[0] if not o.where]
 
 @pytest.mark.parametrize('md,number', [('It reaches 94.3 % of them.', ('94.3', '%')), ('It takes 12 minutes.', ('12', 'minutes')), ('A file of 45 MB.', ('45', 'MB')),
     ('It is 5x as fast.', ('5', 'x')), ('It is 7.5 times as fast.', ('7.5', 'times')), ('Of 25,000 reviews.', ('25,000', '')), ('A share of 0.83 was right.', ('0.83', '')),
     ('An accuracy of 94.3 is good.', ('94.3', '')), ('About 3 million words.', ('3', 'million')), ('| ours | 210 s |', ('210', 's')), ('In 30-second steps', ('30', 'second')),
-    ('In 2018 it was 94.3 %.', ('94.3', '%'))])
+    ('In 2018 it was 94.3 %.', ('94.3', '%')), ('It is 3.2 points ahead.', ('3.2', 'points')), ('Some seven points ahead', ('seven', 'points')),
+    ('It gives half a point.', ('half', 'point')), ('between two and three points', ('three', 'points')), ('It knows 300 of 400.', ('300', 'of 400')),
+    ('It reads 4854 tokens a second.', ('4854', 'tokens')), ('An F1 of 71', ('71', '')), ('It takes three times as long.', ('three', 'times'))])
 def test_a_number_needs_support(tmp_path, md, number): assert bad(page(tmp_path, md)) == [number]
 
 @pytest.mark.parametrize('md', ['fastai 2.8.12 on Python 3.11', 'three layers of 256 units', 'Merity, arXiv 1708.02182', 'issue 3379, version 0.3.1', 'a 6x15 batch', 'set `lr=0.02` for `12 s`',
-    '```\ntakes 12 s\n```', 'half a minute', '[a page](x/12s/0.99)', 'chapters 2 and 3', 'in 2018'])
+    '```\ntakes 12 s\n```', 'half a minute', 'two of three rows of the picture', 'step 3 of 3', 'Between two points of a curve', 'said three times', '12 of them',
+    'halfway between the two points', 'half the point of it', 'the loss at a point', 'several points', 'from 1 to 10',
+    '[a page](x/12s/0.99)', 'chapters 2 and 3', 'in 2018'])
 def test_what_is_no_result(tmp_path, md): assert not check(page(tmp_path, md))[0]
 
 def test_output_supports(tmp_path):
@@ -30,6 +41,35 @@ def test_output_supports(tmp_path):
     assert not bad(page(tmp_path, 'It is right on 83.2 %.', '<table><td>0.832</td></table>'))
     assert bad(page(tmp_path, 'It is right on 83.2 %.', '0.8333')) == [('83.2', '%')]
     assert bad(page(tmp_path, 'It takes 12 s.', '12 rows')) == [('12', 's')]              # so small a number may stand there by chance
+
+def test_two_numbers_from_and_to(tmp_path):
+    assert bad(page(tmp_path, 'The accuracy rose from 70 to 80.')) == [('70', ''), ('80', '')]
+    assert bad(page(tmp_path, 'A loss of 0.31 to 12 %.')) == [('0.31', ''), ('12', '%')]
+    assert not bad(page(tmp_path, 'The perplexity fell from 68.4 to 49.8.', '68.4 and 49.8'))
+
+def test_points_are_differences(tmp_path):
+    "They are looked up in the last output that shows differences, as points or as shares, and not in the bounds of intervals."
+    table = 'difference, points\na 3.8 (0.7 to 6.8)\nb -4.6 (-9.1 to -1.7)'
+    for md in ('3.8 points', 'nearly four points', 'some four points', 'more than four points', 'four and a half points', 'between four and five points'):
+        assert bad(page(tmp_path, md)), md
+        assert not bad(after(tmp_path, md, table)), md
+        assert not bad(after(tmp_path, md, 'mean low high difference\na 0.038 0.007 0.068\nb -0.046 -0.091 -0.017')), md
+        assert not bad(after(tmp_path, md, table, 'loss 9.2')), md
+        assert bad(after(tmp_path, md, table, 'difference 9.2')), md
+    for md in ('3.9 points', 'one point', 'seven points', 'more than five points', 'nearly three points', 'two points'): assert bad(after(tmp_path, md, table)), md
+    wide = ['<td>difference</td><td>0.046</td><td>0.01</td><td>0.09</td>', 'difference ... 0.09']
+    assert bad(after(tmp_path, 'nine points', wide)) and not bad(after(tmp_path, 'five points', wide))
+
+def test_times_in_words_need_a_reason(tmp_path):
+    assert bad(after(tmp_path, 'three times as long', 'less 3.1')) == [('three', 'times')]
+    assert not bad(tmp_path, allowed='a.ipynb | Three times as long | 31 s beside 10 s')
+
+def test_a_reason_that_names_a_figure_is_looked_up(tmp_path):
+    (res := tmp_path/'results').mkdir()
+    (res/'arms.json').write_text(json.dumps(dict(difference=.03362)))
+    page(tmp_path, 'It gains three points.')
+    assert not bad(tmp_path, res, 'a.ipynb | gains three points | arms.json has 3.36')
+    assert bad(tmp_path, res, 'a.ipynb | gains three points | arms.json has 3.46') == bad(tmp_path, res, 'a.ipynb | gains three points | b.json has 3.36') != []
 
 def test_results_file_supports_where_it_is_named(tmp_path):
     res = tmp_path/'results'
