@@ -56,17 +56,17 @@ def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(firs
 def _source(ds):
     "Ids, starts and lengths of the texts of a dataset, and the table from ids to its vocabulary"
     if hasattr(ds, '_source'): return ds._source
-    tl,items = ds.tls[0],ds.tls[0].items
+    tl,items,cols = (o := ds.tls[0]),o.items,o.corpus_text.cols
     if _rows(items):
         c,rows = tl.corpus_text.there(),np.array(items)
         if rows.min() < 0 or rows.max() >= len(c): raise ValueError(f'Rows {rows.min()} to {rows.max()} of a corpus that has 0 to {len(c) - 1}')
         ids,starts,lens,types = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],c.types       # an array is faster to slice than a memmap
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
+        elif cols[1:] and not isinstance(items, pd.DataFrame) and any(FLD not in str(o) for o in items): raise ValueError(f'Give a table of its columns {cols}')
         ids,lens,types = _all_ids(tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else map(_lines, items), tl.tokenizer.tok)
         starts = lens.cumsum() - lens
-    ds._source = ids,starts,lens,np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))
-    return ds._source
+    return vars(ds).setdefault('_source', (ids, starts, lens, np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))))
 
 class _TextDL(TfmdDL):
     _own,_shown = ('seq_len', 'backwards', 'seed', 'epoch', 'rank', 'world'),('text',)
