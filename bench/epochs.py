@@ -10,9 +10,11 @@ Two processes may share the work: `run --seeds 0` and `run --seeds 1`.
 
 Draws 0 and 1 choose, draws 10 to 13 judge:
 
-    python bench/epochs.py run --labels 400 --seeds 10 11 12 13 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts"
+    python bench/epochs.py run --labels 400 --seeds 10 11 12 13 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts" \\
+                                                                            "14, twice gentle, 16, clip .5"
     python bench/epochs.py run --labels 400 --seeds 10 11 --schedules "38, gentle, 16, .5"
-    python bench/epochs.py run --labels 1000 --seeds 10 11 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts"
+    python bench/epochs.py run --labels 1000 --seeds 10 11 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts" \\
+                                                                       "14, twice gentle, 16, clip .5"
 """
 import argparse, fcntl, json, os, time, warnings
 from pathlib import Path
@@ -49,7 +51,12 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
              '14, gentle, 8': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=8, ratio=1.2),
              '14, twice gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2),
              '14, twice gentle, 16, clip': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2, clip=.2),       # the norm of the gradient
+             '14, twice gentle, 16, clip .1': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2, clip=.1),
+             '14, twice gentle, 16, clip .5': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2, clip=.5),
+             '14, gentle, 16, clip': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=16, ratio=1.2, clip=.2),
+             '14, gentle, 16, clip .5': dict(epochs=(2, 2, 2, 8), lrs=paper, bs=16, ratio=1.2, clip=.5),
              '14, four times gentle, 16': dict(epochs=(2, 2, 2, 8), lrs=(4e-2,)*4, bs=16, ratio=1.2),
+             '14, four times gentle, 16, clip': dict(epochs=(2, 2, 2, 8), lrs=(4e-2,)*4, bs=16, ratio=1.2, clip=.2),
              '14, twice gentle, 16, .5': dict(epochs=(2, 2, 2, 8), lrs=high, bs=16, ratio=1.2, drop_mult=.5),
              '22, twice gentle, 16, .5': dict(epochs=(2, 2, 2, 16), lrs=high, bs=16, ratio=1.2, drop_mult=.5),
              '22, gentle, 16': dict(epochs=(2, 2, 2, 16), lrs=paper, bs=16, ratio=1.2),
@@ -60,7 +67,7 @@ schedules = {'tutorial': dict(epochs=(1, 1, 1, 2), lrs=tutorial, bs=32),
 counts = 'word counts'
 choice,judges = (0, 1),(10, 11, 12, 13)                                             # draws: those that choose, and those that judge on the same idle texts
 pairs = [('14, gentle, 16', '14, gentle'), ('14, twice gentle, 16', '14, gentle, 16'), ('14, twice gentle, 16, clip', '14, gentle, 16'),
-         ('38, gentle, 16, .5', '14, gentle, 16'), (counts, '14, gentle, 16')]
+         ('14, twice gentle, 16, clip .5', '14, gentle, 16'), ('38, gentle, 16, .5', '14, gentle, 16'), (counts, '14, gentle, 16')]
 
 def texts(work):
     "IMDb's train and some of its unlabelled reviews, cut; written once"
