@@ -80,7 +80,7 @@ def test_leaves_the_learner_as_it_was_and_takes_turns(df):
 def test_what_it_refuses(df):
     learn = classifier(df)
     for bad, kind, has in [((learn, ['a', '', ' ']), ValueError, r'Texts \[1, 2\] hold no word'), ((learn, []), ValueError, 'no word'), ((learn, 'a', 'good'), ValueError, "label='good'"), ((learn, ['a', None]), TypeError, r'\[1\]'),
-                           ((lm(df), 'a'), ValueError, 'no text classifier'), (([learn, learn], 'a'), TypeError, 'one by one')]:
+                           ((lm(df), 'a'), ValueError, 'no text classifier'), (([learn, learn], 'a'), TypeError, 'one by one'), ((learn, None), TypeError, 'NoneType'), ((learn, 5), TypeError, 'int')]:
         with pytest.raises(kind, match=has): why(*bad)
 
 def test_made_from_numbers(df):
