@@ -242,3 +242,65 @@ def test_collect_keeps_what_is_there(program, tmp_path):
     assert collected() == [*kept, ('check', 'gpu', 5), ('epoch', 'gpu', 6), ('epoch', 'gpu', 7), ('slice', 'gpu', 8), ('slice', 'gpu', 9)]
     work(('check', 'gpu', 10, []), ('epoch', 'gpu', 11, None, 8, 'fwd'))
     assert collected() == [*kept, ('slice', 'gpu', 8), ('slice', 'gpu', 9), ('check', 'gpu', 10), ('epoch', 'gpu', 11)]
+
+# --- the pages -------------------------------------------------------------------------------------------------------------------------------
+
+root = Path(__file__).resolve().parent.parent
+
+def code(page):
+    cells = json.loads((root/'nbs'/page).read_text(encoding='utf8'))['cells']
+    return [s for c in cells if c['cell_type'] == 'code' and not (s := ''.join(c['source'])).startswith('#| hide')]
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    "Names of a page's cells, run where `at-size.json` has other rows"
+    import matplotlib, matplotlib.pyplot as plt
+    for o in ('nbs', 'bench/results', 'ulmfit_tut'): (tmp_path/'book'/o).mkdir(parents=True)
+    for f in (root/'bench'/'results').iterdir(): (tmp_path/'book'/'bench'/'results'/f.name).symlink_to(f)
+    (tmp_path/'book'/'ulmfit_tut'/'models').symlink_to(root/'ulmfit_tut'/'models')
+    monkeypatch.chdir(tmp_path/'book'/'nbs')
+    monkeypatch.setattr('ulmfit_tut.compare.paired_difference', lambda *_: (0., 0., 0.))          # half a minute, and of other files
+    def run(cells, rows):
+        f = tmp_path/'book'/'bench'/'results'/'at-size.json'
+        f.unlink()
+        f.write_text(json.dumps(dict(rows=rows)))
+        names = dict(display=lambda *a: None, measured=f.parent)
+        with matplotlib.rc_context({'backend': 'agg'}):
+            plt.switch_backend('agg')
+            for o in cells: exec(o, names)
+            plt.close('all')
+        f.unlink(); f.symlink_to(root/'bench'/'results'/'at-size.json')
+        return names
+    return run
+
+def test_pages_after_a_gpu_has_run(program, shown, tmp_path, monkeypatch):
+    "Rows as the program writes them, as if they came from a GPU: the pages show each part, beside the rows of a CPU or alone, and with parts that had no time"
+    m, args, noted = program
+    monkeypatch.setattr(m, 'machine', lambda a: 'a card of 141 GB')
+    monkeypatch.setattr(m, 'peak', lambda a: 2*10**9)
+    few = dict(levers=['loader', 'chunk'], epochs=(1,))
+    m.check(args(**few)); m.slice_(args(**few)); m.short(args(**few, texts=30))
+    for k, o in dict(fwd=dict(init='none'), wiki=dict(init='none', data='wiki'), back=dict(init=tmp_path/'wiki.safetensors'), both=dict(init=tmp_path/'wiki.safetensors')).items():
+        if o.get('data'): (tmp_path/'wiki').symlink_to(tmp_path/'imdb')
+        m.lm(args(name=k, epochs=(1, 1), **o))
+    for k, labels in dict(fwd=None, back=20).items(): m.clas(args(name=k, init=tmp_path/f'{k}.safetensors', epochs=(1, 1, 1, 2), lrs=(1e-2,)*4, labels=labels))
+    m.tested(args(), np.eye(2), np.arange(2), name='back+both'); m.tested(args(), np.eye(2), np.arange(2), name='back', labels=22500); m.tested(args(), np.eye(2), np.arange(2), name='few', labels=100)
+    m.note(args(bs=128, seq_len=72), part='slice', levers=[], tokens_per_second=100, times_stock=1., loss=3., peak_bytes=4*10**9)
+    m.note(args(bs=128, seq_len=72), part='slice', levers=['chunk'], tokens_per_second=420, times_stock=4.2, loss=3., peak_bytes=10**9)
+    m.note(args(), part='fit', gb=11, largest_bs=96, fits=True, peak_bytes=9*10**9)
+    gpu, cpu = noted(), json.loads((root/'bench'/'results'/'at-size.json').read_text())['rows']
+    assert {o['part'] for o in gpu} == {'check', 'short', 'slice', 'fit', 'epoch', 'lm', 'clas', 'test'}
+    size = [o for o in code('08_at_size.ipynb') if 'at-size.json' in o or 'by_order =' in o]
+    assert len(size) == 2
+    size[:0] = ['from fastai.text.all import *; from fastcore.test import *']
+    for rows in (cpu + gpu, gpu, cpu, [o for o in gpu if o['part'] not in ('check', 'short')], []): shown(size, rows)
+    page = shown(code('results.ipynb'), cpu + gpu)
+    table, targets = page['pd'].DataFrame(page['gpu']), page['kept'].set_index('target')
+    assert {*table.part} == {'slice', 'fit', 'epoch', 'lm', 'clas', 'test'} and {*table.machine} == {'a card of 141 GB'}
+    assert len(table[table.part.eq('epoch')]) == 1 + 1 + 2*2 + 2*4 and 'fwd, clas, 2 epochs, no groups frozen' in [*table.what]
+    assert [*table[table.what.eq('bs 128, chunk')].iloc[0]][3:] == ['4.2 times stock', '', '420', '1.0']
+    assert not targets.verdict.eq('not measured').any() and targets.loc['on a GPU: IMDb, both directions, accuracy on test, %', 'measured'] == '100'
+    assert targets.loc['on a GPU: peak memory at bs=128, seq_len=72, over that of stock'].tolist() == ['at most 0.5', '0.25', 'met']
+    assert len([o for o in page['made'] if o[0] == 'at-size.json']) == 2
+    page = shown(code('results.ipynb'), [o for o in gpu if o['part'] in ('slice', 'epoch')])
+    assert len(page['gpu']) and page['kept'].set_index('target').verdict['on a GPU: all of IMDb from scratch, one direction, minutes'] == 'not measured'
