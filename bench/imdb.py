@@ -2,14 +2,14 @@
 
     prepare  texts -> ids (uint16, xz) and what belongs to them; on a machine with spaCy
     check    every lever of `levers.py` beside stock fastai: the loss of 50 steps on the same batches, dropout off
-    short    the same with dropout on: validation perplexity after a short run, stock's and each lever's, for two seeds
     slice    tokens per second, loss and peak memory: stock, then lever after lever
+    short    dropout on: validation perplexity after a short run on the same batches, stock's and each lever's, for two seeds
     fit      the largest batch for a card, from two measured steps
     lm       language model: from nothing, from fastai's weights, or from another run of `lm`
     clas     classifier in four stages, and the probabilities of the test reviews
     both     the mean of two directions
     pack     a weights file in halves and pieces that can be carried
-    collect  the rows of all parts -> bench/results/at-size.json, which chapter 08 and the results page show
+    collect  the rows of all parts, into bench/results/at-size.json: the results page shows them all, chapter 08 those of `check` and `short` on a CPU
 """
 import argparse, gc, json, lzma, os, sys, time, warnings
 from pathlib import Path
@@ -66,8 +66,8 @@ def load(a):
 def sizes(a): return dict(zip(('emb_sz', 'n_hid', 'n_layers'), a.sizes))
 
 def lm_dls(d, a, levers, shuffle=True, limit=None):
-    "Stock fastai's loaders, or streams of ids"
-    rows = [np.flatnonzero((d.part != PART['test']) & (d.valid == v))[:limit] for v in (False, True)]
+    "Stock fastai's loaders, or streams of ids; of the first `limit` texts, and of a quarter as many to validate on"
+    rows = [np.flatnonzero((d.part != PART['test']) & (d.valid == v))[:limit and (limit, -(-limit//4))[v]] for v in (False, True)]
     if 'loader' not in levers:
         def text(i): o = d.ids[d.starts[i]:d.starts[i]+d.lens[i]].astype(np.int64); return TensorText(torch.from_numpy(o[::-1].copy() if a.back else o))
         dls = DataLoaders(*(LMDataLoader([text(i) for i in r], bs=a.bs, seq_len=a.seq_len, shuffle=shuffle and not v, num_workers=0) for v,r in enumerate(rows)))
@@ -97,15 +97,30 @@ def start_from(learn, init, vocab, back):
 
 # --- running and noting ----------------------------------------------------------------------------------------------------------------------
 
+def machine(a): return torch.cuda.get_device_name() if a.device == 'cuda' else f'{os.cpu_count()} CPU cores'
+
+def settings(a): return {k: getattr(a, k) for k in ('data', 'sizes', 'bs', 'seq_len', 'lrs', 'drop_mult', 'wd', 'share', 'seed', 'back')}
+
 def note(a, **row):
     "A row of results, on disk at once"
     f = a.work/'results'/'rows.jsonl'
     f.parent.mkdir(parents=True, exist_ok=True)
-    machine = torch.cuda.get_device_name() if a.device == 'cuda' else f'{os.cpu_count()} CPU cores'
-    settings = {} if row['part'] == 'test' else {k: getattr(a, k) for k in ('data', 'sizes', 'bs', 'seq_len', 'lrs', 'drop_mult', 'wd', 'share', 'seed', 'back')}
-    row = {**row, **settings, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'machine': machine, 'torch': torch.__version__}
+    row = {**row, **({} if row['part'] == 'test' else settings(a)), 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'machine': machine(a), 'torch': torch.__version__}
     with open(f, 'a') as o: o.write(json.dumps(row) + '\n'); o.flush(); os.fsync(o.fileno())
     print(json.dumps(row), flush=True)
+
+def all_rows(a): return [json.loads(o) for o in f.read_text().splitlines()] if (f := a.work/'results'/'rows.jsonl').exists() else []
+
+def noted(a, **row):
+    "The last row that says this and was made with these settings on this machine, if there is one"
+    want = json.loads(json.dumps({**row, **settings(a), 'machine': machine(a)}))                   # tuples are lists there
+    return next((o for o in reversed(all_rows(a)) if all(k in o and o[k] == v for k,v in want.items())), None)
+
+def stop_in_time(a, secs):
+    "End in good order where as much again would not end in time"
+    if time.time() - START + 1.15*secs > 60*a.minutes:
+        print('Time is up: the same command goes on from here', flush=True)
+        raise KeyboardInterrupt
 
 class Rows(Callback):
     "Each epoch's row at once; stops in good order where the next epoch would not end in time"
@@ -116,9 +131,7 @@ class Rows(Callback):
         secs = time.time() - self.t
         values = dict(zip(self.recorder.metric_names[1:], map(float, self.recorder.values[-1])))
         note(self.a, **self.row, seconds=round(secs, 1), frozen=self.opt.frozen_idx, **values)
-        if time.time() - START + 1.15*secs > 60*self.a.minutes:
-            print('Time is up: the same command goes on after this epoch', flush=True)
-            raise KeyboardInterrupt
+        stop_in_time(self.a, secs)
 
 def peak(a): return torch.cuda.max_memory_allocated() if a.device == 'cuda' else None
 
@@ -225,16 +238,19 @@ def check(a):
         note(a, part='check', levers=o, steps=a.steps, first_loss=float(want[0]), last_loss=float(want[-1]), off=off, good=off < (1e-4 if a.device == 'cpu' else 2e-2))
 
 def short(a):
-    "Dropout on, where losses part by chance: perplexity on validation after the same short run"
-    d,sets = load(a),[(), *((k,) for k in a.levers if k != 'device'), tuple(a.levers)]               # `device` is nothing without `loader`
+    "Dropout on: perplexity on validation after a short run on the same batches, or, with `--shuffle`, on batches of each loader's own order"
+    d,sets,secs = load(a),[(), *((k,) for k in a.levers if k != 'device'), tuple(a.levers)],None     # `device` is nothing without `loader`
     for seed in (a.seed, a.seed + 1):
-        of = SimpleNamespace(**{**vars(a), 'seed': seed})
+        of,run = SimpleNamespace(**{**vars(a), 'seed': seed}),dict(part='short', epochs=sum(a.epochs), texts=a.texts, shuffle=a.shuffle)
         for o in sets:
-            learn = lm_learn(d, of, o, a.drop_mult)
+            if noted(of, levers=o, **run): continue
+            if secs: stop_in_time(a, secs)
+            start = time.time()
+            learn = lm_learn(d, of, o, a.drop_mult, shuffle=a.shuffle, limit=a.texts)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(sum(a.epochs), a.lrs[-1])
-            values = dict(zip(learn.recorder.metric_names[1:], map(float, learn.recorder.values[-1])))
-            if not o: stock = values['perplexity']
-            note(of, part='short', levers=o, epochs=sum(a.epochs), perplexity=values['perplexity'], of_stock=values['perplexity']/stock)
+            secs,ppl = time.time() - start,float(learn.recorder.values[-1][learn.recorder.metric_names.index('perplexity') - 1])
+            stock = noted(of, levers=(), **run)['perplexity'] if o else ppl
+            note(of, **run, levers=o, perplexity=ppl, of_stock=ppl/stock, seconds=round(secs, 1))
 
 def slice_(a):
     "Lever after lever, in one process; with `--alone` each beside stock"
@@ -264,14 +280,19 @@ def fit(a):
         note(a, part='fit', gb=gb, largest_bs=bs, fits=fits, peak_bytes=peak(a))
 
 def collect(a):
-    rows = [json.loads(o) for o in (a.work/'results'/'rows.jsonl').read_text().splitlines()]
-    with replacing(Path(__file__).resolve().parent/'results'/'at-size.json') as tmp: tmp.write_text(json.dumps(dict(rows=rows), indent=1) + '\n')
+    "Rows of WORK among those that are there: of one measurement the last row counts, of one training all epochs of the last"
+    def key(o): return json.dumps([o.get(k) for k in ('part', 'of', 'name', 'levers', 'gb', 'bs', 'shuffle', 'labels', 'seed', 'machine')])
+    file,rows = Path(__file__).resolve().parent/'results'/'at-size.json',all_rows(a)
+    last = {key(o): i for i,o in enumerate(rows)}
+    there = json.loads(file.read_text())['rows'] if file.exists() else []
+    rows = [o for o in there if key(o) not in last] + [o for i,o in enumerate(rows) if o['part'] == 'epoch' or last[key(o)] == i]
+    with replacing(file) as tmp: tmp.write_text(json.dumps(dict(rows=rows), indent=1) + '\n')
 
 if __name__ == '__main__':
     START = time.time()
     warnings.filterwarnings('ignore')
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('part', choices=['prepare', 'check', 'short', 'slice', 'fit', 'lm', 'clas', 'both', 'pack', 'collect'])
+    p.add_argument('part', choices=['prepare', 'check', 'slice', 'short', 'fit', 'lm', 'clas', 'both', 'pack', 'collect'])
     p.add_argument('--work', type=Path, default=Path.home()/'.fastai'/'at_size')
     p.add_argument('--data', default='imdb', choices=['imdb', 'wiki'])
     p.add_argument('--source', default='imdb', help='of `prepare`: as in `get_texts`, or the file of the Wikipedia')
@@ -287,7 +308,9 @@ if __name__ == '__main__':
     p.add_argument('--share', type=float, default=1., help='of the training texts in an epoch, drawn anew for each')
     p.add_argument('--drop_mult', type=float, default=.5); p.add_argument('--wd', type=float, default=.1)
     p.add_argument('--labels', type=int, help='of `clas`: so many training reviews alone, drawn by --seed')
-    p.add_argument('--minutes', type=float, default=9.5); p.add_argument('--steps', type=int, default=50); p.add_argument('--seed', type=int, default=42)
+    p.add_argument('--minutes', type=float, default=9.5, help='of `short`, `lm` and `clas`: end in good order before'); p.add_argument('--steps', type=int, default=50); p.add_argument('--seed', type=int, default=42)
+    p.add_argument('--texts', type=int, default=2000, help='of `short`: the first so many texts alone, and a quarter as many to validate on')
+    p.add_argument('--shuffle', action='store_true', help='of `short`: each loader brings the texts in an order of its own')
     p.add_argument('--alone', action='store_true'); p.add_argument('--profile', action='store_true'); p.add_argument('--call', type=int, default=0)
     p.add_argument('--gb', type=float, nargs='*', default=[6, 11, 16])
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -295,5 +318,5 @@ if __name__ == '__main__':
     if a.init not in ('none', 'wt103'): a.init = Path(a.init)
     epochs,lrs = ((1, 1, 1, 2), (2e-2, 1e-2, 5e-3, 1e-3)) if a.part == 'clas' else ((1, 10), (2e-2, 2e-3))
     a.epochs,a.lrs = a.epochs or epochs,a.lrs or lrs
-    try: dict(prepare=prepare, check=check, short=short, slice=slice_, fit=fit, lm=lm, clas=clas, both=both, pack=pack, collect=collect)[a.part](a)
+    try: dict(prepare=prepare, check=check, slice=slice_, short=short, fit=fit, lm=lm, clas=clas, both=both, pack=pack, collect=collect)[a.part](a)
     except KeyboardInterrupt: pass

@@ -41,6 +41,7 @@ class Stream:
     def __iter__(self):
         flat = self.flat()
         self.epoch += self.shuffle
+        torch.empty((), dtype=torch.int64).random_()                                          # PyTorch's loader draws a seed: without this, dropout would differ
         x,y = (o.view(self.bs, self.bl) for o in (flat[:-1], flat[1:]))
         for i in range(0, self.bl, self.seq_len): yield TensorText(x[:, i:i+self.seq_len].long()),TensorText(y[:, i:i+self.seq_len].long())
 

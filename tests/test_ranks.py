@@ -1,5 +1,5 @@
 """Several processes end where one ends: two and four of them on a CPU, by torch.distributed's gloo. `bench/ranks.py` is what they need."""
-import importlib.util, os, signal, socket, subprocess, sys
+import importlib.util, os, shutil, signal, socket, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch, torch.distributed as dist, torch.multiprocessing as mp
 from fastai.text.all import (AWD_LSTM, Callback, DataLoaders, Perplexity, TensorText, accuracy, awd_lstm_clas_config, awd_lstm_lm_config,
@@ -210,27 +210,30 @@ def refused(rank, world, path):
 
 def test_what_cannot_be_shared_is_refused(path): assert run('refused', 2, path) == [{}, {}]
 
-@pytest.mark.parametrize('how', ['torchrun', 'notebook_launcher'])
-def test_launchers(path, one, how):
-    "A script, as its reader would start it"
+@pytest.mark.parametrize('how', ['torchrun', 'accelerate_launch', 'notebook_launcher'])
+def test_launchers(path, one, whole, how):
+    "A script, as its reader would start it: the language model, and the classifier from its encoder"
     if how != 'torchrun': pytest.importorskip('accelerate')
     out = path/how
     out.mkdir(exist_ok=True)
+    shutil.copy(path/'encoder-1.safetensors', out)
     (out/'train.py').write_text(f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_ranks as t
 def train():
     t.torch.set_num_threads(1)
     rank, world = t.ranks.join()
-    t.torch.save(t.lm(rank, world, t.Path({str(out)!r})), t.Path({str(out)!r})/f'{{rank}}.pt')
+    out = t.Path({str(out)!r})
+    t.torch.save([f(rank, world, out) for f in (t.lm, t.classifier)], out/f'{{rank}}.pt')
 if __name__ == '__main__':
     if sys.argv[1:]:
         from accelerate import notebook_launcher
         notebook_launcher(train, num_processes=2, use_port=sys.argv[1])
     else: train()""")
     port = str(free_port())
-    cmd = [sys.executable, *(f'-m torch.distributed.run --nproc_per_node 2 --master_port {port}'.split() if how == 'torchrun' else []), str(out/'train.py'), *([] if how == 'torchrun' else [port])]
-    subprocess.run(cmd, check=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    cmd = dict(torchrun=f'-m torch.distributed.run --nproc_per_node 2 --master_port {port}', notebook_launcher='',
+               accelerate_launch=f'-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port {port}')[how]
+    subprocess.run([sys.executable, *cmd.split(), str(out/'train.py'), *([port] if how == 'notebook_launcher' else [])], check=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     for r in (0, 1):
-        res = torch.load(out/f'{r}.pt', weights_only=True)
-        assert res['losses'] == pytest.approx(one['losses'], abs=1e-4) and close(res['weights'], one['weights'], 1e-4)
+        for res, want in zip(torch.load(out/f'{r}.pt', weights_only=True), (one, whole[2])):
+            assert res['losses'] == pytest.approx(want['losses'], abs=1e-4) and close(res['weights'], want['weights'], 1e-4)
