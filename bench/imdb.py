@@ -283,10 +283,13 @@ def collect(a):
     "Rows of WORK among those that are there: of one measurement the last row counts, of one training all epochs of the last"
     def key(o): return json.dumps([o.get(k) for k in ('part', 'of', 'name', 'levers', 'gb', 'bs', 'shuffle', 'labels', 'seed', 'machine')])
     file,rows = Path(__file__).resolve().parent/'results'/'at-size.json',all_rows(a)
+    if not rows: raise SystemExit(f'{a.work/"results"/"rows.jsonl"} has no rows: --work names another folder, or nothing has run')
     last = {key(o): i for i,o in enumerate(rows)}
     there = json.loads(file.read_text())['rows'] if file.exists() else []
-    rows = [o for o in there if key(o) not in last] + [o for i,o in enumerate(rows) if o['part'] == 'epoch' or last[key(o)] == i]
-    with replacing(file) as tmp: tmp.write_text(json.dumps(dict(rows=rows), indent=1) + '\n')
+    kept = [o for o in there if key(o) not in last]
+    rows = [o for i,o in enumerate(rows) if o['part'] == 'epoch' or last[key(o)] == i]
+    with replacing(file) as tmp: tmp.write_text(json.dumps(dict(rows=kept + rows), indent=1) + '\n')
+    print(f'{file.name}: {len(rows)} rows of {a.work}, {len(kept)} kept')
 
 if __name__ == '__main__':
     START = time.time()

@@ -242,6 +242,8 @@ def test_collect_keeps_what_is_there(program, tmp_path):
     assert collected() == [*kept, ('check', 'gpu', 5), ('epoch', 'gpu', 6), ('epoch', 'gpu', 7), ('slice', 'gpu', 8), ('slice', 'gpu', 9)]
     work(('check', 'gpu', 10, []), ('epoch', 'gpu', 11, None, 8, 'fwd'))
     assert collected() == [*kept, ('slice', 'gpu', 8), ('slice', 'gpu', 9), ('check', 'gpu', 10), ('epoch', 'gpu', 11)]
+    with pytest.raises(SystemExit, match='has no rows: --work'): work()
+    assert len(collected()) == 7
 
 # --- the pages -------------------------------------------------------------------------------------------------------------------------------
 
@@ -255,9 +257,9 @@ def code(page):
 def shown(tmp_path, monkeypatch):
     "Names of a page's cells, run where `at-size.json` has other rows"
     import matplotlib, matplotlib.pyplot as plt
-    for o in ('nbs', 'bench/results', 'ulmfit_tut'): (tmp_path/'book'/o).mkdir(parents=True)
+    for o in ('nbs', 'bench/results'): (tmp_path/'book'/o).mkdir(parents=True)
     for f in (root/'bench'/'results').iterdir(): (tmp_path/'book'/'bench'/'results'/f.name).symlink_to(f)
-    (tmp_path/'book'/'ulmfit_tut'/'models').symlink_to(root/'ulmfit_tut'/'models')
+    (tmp_path/'book'/'ulmfit_tut').symlink_to(root/'ulmfit_tut')
     monkeypatch.chdir(tmp_path/'book'/'nbs')
     monkeypatch.setattr('ulmfit_tut.compare.paired_difference', lambda *_: (0., 0., 0.))          # half a minute, and of other files
     def run(cells, rows):
