@@ -15,6 +15,7 @@ Draws 0 and 1 choose, draws 10 to 13 judge:
     python bench/epochs.py run --labels 400 --seeds 10 11 --schedules "38, gentle, 16, .5"
     python bench/epochs.py run --labels 1000 --seeds 10 11 --schedules "14, gentle" "14, gentle, 16" "14, twice gentle, 16" "14, twice gentle, 16, clip" "word counts" \\
                                                                        "14, twice gentle, 16, clip .5"
+    python bench/epochs.py run --labels 2500 --seeds 10 --schedules "14, gentle" "14, gentle, 16" "word counts"
 """
 import argparse, fcntl, json, os, time, warnings
 from pathlib import Path
@@ -168,7 +169,7 @@ def collect():
     differences = [dict(labels=n, schedule=a, less=b, seeds=len(s), **dict(zip(('mean', 'low', 'high'), paired_difference([table[a, n, i] for i in s], [table[b, n, i] for i in s]))))
                    for n in sorted({o['labels'] for o in later}) for a,b in pairs if (s := both(a, b, n))]
     change(lambda d: d.update(summary=summary, judged=later, differences=differences, schedules=schedules, settings=dict(drop_mult=.3, seq_len=72, idle=N_IDLE, lm_texts=N_LM, last_words=LAST, start='wiki'), machine=d.get('machine', machine()),     # of the first rows; later ones say theirs
-                              date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; the three of its docstring with --seeds 10 and more; python bench/epochs.py collect'))
+                              date=time.strftime('%Y-%m-%d'), command='python bench/epochs.py run --seeds 0; python bench/epochs.py run --seeds 1; the four of its docstring with --seeds 10 and more; python bench/epochs.py collect'))
     for o in (summary, later, differences): print(pd.DataFrame(o).round(3).to_string())
 
 if __name__ == '__main__':
