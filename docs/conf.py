@@ -59,7 +59,7 @@ def source(app, mod):
     return code,a.tags
 
 def title(app, page, template, context, doctree):
-    "The first page is called as the site is: behind its name the browser shows what the project is"
+    "In the browser's title of the first page, what the project is follows the name"
     if page == 'index': context['docstitle'] = about['description'].partition(':')[0]
 
 def setup(app):

@@ -215,7 +215,7 @@ def test_two_columns_of_text(tmp_path):
     dls = text_dls(text_corpus(get_texts(mail, ['subject', 'body'], 'kind'), cache=tmp_path), bs=2, device='cpu')
     toks = [dls.vocab[0][i] for i in dls.test_dl(mail[:1]).one_batch()[0][0] if i != 1]
     assert toks == 'xxbos xxfld 1 xxmaj hi xxfld 2 xxmaj see you at 5 .'.split()
-    with pytest.raises(ValueError, match="table of its columns .*subject.*body"): dls.test_dl(['See you at 5.'])    # which column would it be?
+    with pytest.raises(ValueError, match="table of the columns .*subject.*body"): dls.test_dl(['See you at 5.'])    # which column would it be?
     marked = dls.test_dl(['xxfld 1 Hi xxfld 2 See you at 5.']).one_batch()[0][0]
     assert [dls.vocab[0][i] for i in marked if i != 1] == toks
 

@@ -119,7 +119,7 @@ def test_order_index_and_kinds(df):
         assert list(got.index) == list(s.index) and (got.to_numpy() == want.to_numpy()).all()
     assert len(predict(learn, [])) == 0 and len(predict(learn, 'one')) == 1
     for bad, kind, has in [(['a', None], TypeError, r'\[1\]'), ([3], TypeError, r'\[0\]'), (pd.DataFrame(dict(a=['b'])), ValueError, 'no single column'),
-                           (Path('a.txt'), TypeError, 'Path'), (None, TypeError, 'NoneType'), (b'a', TypeError, 'int'), (5, TypeError, 'int')]:
+                           (Path('a.txt'), TypeError, 'Path'), (None, TypeError, 'NoneType'), (b'a', TypeError, 'bytes'), (5, TypeError, 'int')]:
         with pytest.raises(kind, match=has): predict(learn, bad)
 
 def test_the_column_of_a_stock_learner(short, tmp_path):

@@ -63,7 +63,7 @@ def _source(ds):
         ids,starts,lens,types = np.asarray(c.ids),c.offsets[rows],np.diff(c.offsets)[rows],c.types       # an array is faster to slice than a memmap
     else:
         if isinstance(first(items), pd.Series): items = pd.DataFrame(list(items))
-        elif cols[1:] and not isinstance(items, pd.DataFrame) and any(FLD not in str(o) for o in items): raise ValueError(f'Give a table of its columns {cols}')
+        elif cols[1:] and not isinstance(items, pd.DataFrame) and any(FLD not in str(o) for o in items): raise ValueError(f'Give a table of the columns {cols}')
         ids,lens,types = _all_ids(tl.corpus_text.texts(items) if isinstance(items, pd.DataFrame) else map(_lines, items), tl.tokenizer.tok)
         starts = lens.cumsum() - lens
     return vars(ds).setdefault('_source', (ids, starts, lens, np.fromiter(map(tl.numericalize.o2i.get, types, itertools.repeat(0)), np.int64, len(types))))

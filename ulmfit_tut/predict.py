@@ -59,7 +59,7 @@ def predict(
     "What a classifier says of texts, each as if it were alone; `TypeError` that names what is no text"
     learns = _together(learn)
     if not isinstance(bs, numbers.Integral) or bs < 1: raise ValueError(f'bs={bs!r} must be a whole number, at least 1')
-    if not isinstance(texts, (pd.Series, pd.DataFrame)): texts = pd.Series([*texts] if is_iter(texts) and not isinstance(texts, str) else [texts], dtype=object)
+    if not hasattr(texts, 'iloc'): texts = pd.Series([*texts] if is_iter(texts) and not isinstance(texts, (str, bytes)) else [texts], dtype=object)
     classes,several,thresh = itemgetter('classes', 'several', 'thresh')(_kind(learns[0]))
     act,probs = torch.sigmoid if several else partial(F.softmax, dim=-1),np.zeros((len(texts), len(classes)), np.float32)
     for o,t in zip(learns, [_texts(o, texts, text_col) for o in learns]):                            # all are checked before one is read

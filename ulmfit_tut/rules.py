@@ -6,14 +6,14 @@
 __all__ = ['rule_sets', 'fix_entities', 'replace_letters', 'replace_caps']
 
 # %% ../nbs/api/rules.ipynb #663546ef
-import html, re, types
+import html.entities, re, types
 from fastai.text.all import *
 
 # %% ../nbs/api/rules.ipynb #c5898011
 def fix_entities(x):
     "`fix_html` for whole entities alone: `camp;` stays what it is"
     x = x.replace('<unk>', UNK).replace(' @.@ ', '.').replace(' @-@ ', '-').replace('...', ' …')
-    return re.sub(r'<br\s*/?>|&#?\w+;', lambda m: '\n' if m[0][0] == '<' else html.unescape(m[0]), x)
+    return re.sub(r'<br\s*/?>|&(\w+;)|&#\w+;', lambda m: '\n' if m[0][0] == '<' else html.entities.html5.get(m[1], m[0]) if m[1] else html.unescape(m[0]), x)
 
 def replace_letters(t):
     "`replace_rep` for all but digits: `2000` stays a year"

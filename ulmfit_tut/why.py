@@ -36,7 +36,7 @@ def why(
     if label is not None and str(label) not in classes: raise ValueError(f'label={label!r} is none of the classes {classes}')
     vocab,turn,res = words_of(learn),-1 if about(learn)['backwards'] else 1,[]
     with _reading(learn) as (model,device):
-        all_ids = [o[::turn] for o in _ids(learn, _texts(learn, texts if is_iter(texts) and not isinstance(texts, str) else [texts], text_col))]
+        all_ids = [o[::turn] for o in _ids(learn, _texts(learn, texts if is_iter(texts) and not isinstance(texts, (str, bytes)) else [texts], text_col))]
         words = [_words([vocab[i] for i in o]) for o in all_ids]
         if (empty := [i for i,o in enumerate(words) if not o][:5]) or not words: raise ValueError(f'Texts {empty} hold no word that could be a reason')
         for n,(ids,at) in enumerate(zip(all_ids, words)):
