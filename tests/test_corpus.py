@@ -64,7 +64,7 @@ def test_many_types(tmp_path):
     words = list(map(''.join, itertools.product(c, v, c, v, c)))[:70_000]
     df = pd.DataFrame(dict(text=[' '.join(words[i::4]) for i in range(4)], label='', part='unsup', is_valid=False))
     c = text_corpus(df, cache=tmp_path)
-    assert c.ids.dtype == np.uint32 and len(c.types) > 65_536 and sorted(o.name for o in c.path.iterdir()) == ['ids.bin', 'meta.json', 'offsets.npy', 'types.json']
+    assert c.ids.dtype == np.uint32 and len(c.types) > 65_536 and sorted(o.name for o in c.path.iterdir()) == ['ids.bin', 'meta.json', 'offsets.npy', 'types.jsonl']
     assert all(c[i] == ['xxbos', *words[i::4]] for i in range(4)) and c.counts([1]) == Counter(['xxbos', *words[1::4]])
 
 def test_same_bytes_with_any_number_of_workers(short, tmp_path):

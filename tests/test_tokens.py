@@ -12,7 +12,7 @@ from ulmfit_tut.corpus import text_corpus
 from ulmfit_tut.tokens import encode_texts, get_tokenizer, tokenize
 
 stock = {r: TokenizeWithRules(SpacyTokenizer('en'), rule_sets[r]) for r in rule_sets}
-ours = {r: ChunkTokenizer(r, max_chunks=3000) for r in rule_sets}                 # small, so that it starts again on the way
+ours = {r: ChunkTokenizer(r, max_tokens=7000) for r in rule_sets}                 # small, so that it forgets on the way
 for o in ours.values(): o._reset()
 
 def same(texts):
@@ -55,12 +55,34 @@ def test_blanks_are_what_str_says():
     "`split`, `isprintable`, the pattern for blanks and spaCy must mean the same characters"
     for c in map(chr, range(sys.maxunicode + 1)): assert bool(re.match(r'\s', c)) == c.isspace() == (not f'a{c}b'.split()[0] == f'a{c}b') and not (c.isspace() and c.isprintable() and c != ' ')
 
-def test_starting_again_changes_nothing(short):
-    a, b = ChunkTokenizer(max_chunks=10), ChunkTokenizer()
-    for k in range(0, 60, 20):
-        texts = short.text[k:k+20].tolist()
-        assert list(a(texts)) == list(b(texts))
-    assert len(a.chunks) < len(b.chunks)
+@pytest.mark.parametrize('most,half', [(20, False), (500, True)])                # a block fills it by itself; it goes back to its half
+def test_forgetting_changes_nothing(short, most, half):
+    a, b, sizes = ChunkTokenizer(max_tokens=most), ChunkTokenizer(), []
+    for i in range(12):
+        for k in range(0, 60, 5):
+            texts = [o + f' word{i} 17{i}-{i}th\n \n' for o in short.text[k:k+5]]
+            assert list(a(texts)) == list(b(texts))
+            sizes.append([len(o) for o in (a.chunks, a.types, a.shapes, a.pool, a.cuts, a.shape_info, *a.info)])
+            assert len({len(a.chunks), len(a.chunks.names), *map(len, a.info)}) == 1
+    assert bool(a.half) == half and len(a.chunks) < len(b.chunks)
+    assert max(map(max, sizes[72:])) <= 1.02*max(map(max, sizes[:72])), 'it grows'
+
+def test_spacy_remembers_nothing(short):
+    "Its strings would grow with every shape"
+    tok = ChunkTokenizer()
+    tok([''])
+    n = len(tok.words.vocab.strings)
+    tok(short.text.tolist())
+    assert len(tok.shapes) > 50 and len(tok.words.vocab.strings) == n
+
+def test_tokens_beyond_what_memory_holds(short, monkeypatch):
+    "They lie in a file: the same numbers, whether few or all of them do"
+    texts, res = short.text.tolist()*3 + ['a \0 b', 'İ'], []
+    monkeypatch.setattr(tokens, '_blocks', lambda items, *_: [items[i:i+40] for i in range(0, len(items), 40)])
+    for n in (2**18, 100, 0):
+        monkeypatch.setattr(tokens, '_most', n)
+        res.append([(ids.tolist(), lens.tolist(), new) for ids, lens, new, *_ in encode_texts(texts, ChunkTokenizer(max_tokens=20), n_workers=0)])    # forgets, and names them anew
+    assert len(res[0]) > 3 and sum(len(o[2]) for o in res[0]) > 500 and res[0] == res[1] == res[2]
 
 @pytest.mark.parametrize('how', ['fork', 'spawn'])
 def test_processes(short, how, monkeypatch):

@@ -189,8 +189,7 @@ def text_dls(
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
     most = min(int(lens[i].sum()) - 1 for i in rows) if is_lm else len(rows[0])
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
-    text_col,label_col = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label'))
-    labels = [list(o) if isinstance(o, tuple) else str(o) for o in df.label.tolist()]
+    (text_col,label_col),labels = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label')),[list(o) if isinstance(o, tuple) else str(o) for o in df.label]
     several = isinstance(labels[rows[0][0]], list)
     if not is_lm and (bad := df.label.iloc[np.concatenate(rows)].isna()).any(): raise ValueError(f'Rows {[*bad[bad].index[:5]]} lack a label: drop them')
     classes = list(map(str, label_col)) if several and 'label_col' in df.attrs else sorted({c for o in rows for i in o for c in listify(labels[i])})

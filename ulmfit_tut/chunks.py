@@ -11,15 +11,14 @@ import array, functools, gc, itertools, re, threading    # after fastai, which h
 from .rules import rule_sets
 
 # %% ../nbs/api/chunks.ipynb #9db4c501
-# white space that becomes a token, blanks before it do not change it; the usual one, sooner found
-_blank,_lines = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*')
-# not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
-_word = re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)
+# white space that becomes a token, blanks before it do not change it; the usual one, sooner found;
+# a word: not behind a digit, where it may be a unit, nor in a long chunk, where spaCy counts
+_blank,_lines,_word = re.compile(r'[^\S ]\s*'),re.compile(r'\n\s*'),re.compile(r'(^.{61,}|(?<![0-9a-z])[a-z]{2,}(?![a-z]))', re.M)
 _N,_AT,_LEFT,_START,_END,_FIRST,_LAST,_ODD,_BLANK = range(9)   # what `info` holds of a chunk
 
 class _Numbers(dict):
     "Numbers for strings in the order of their first look-up, as `names` has them"
-    def __init__(self): self.names = []
+    def __init__(self, names=()): self.names = [*names]; self.update(zip(self.names, itertools.count()))
     def __missing__(self, k): self[k] = n = len(self); self.names.append(k); return n
 
 def _number(table, strings): return np.fromiter(map(table.__getitem__, strings), np.int64, len(strings))
@@ -41,12 +40,12 @@ class ChunkTokenizer:
     "The tokens of `rules` and spaCy's English tokenizer, each chunk worked on once; call it with texts, as any fastai tokenizer"
     def __init__(self,
         rules:str='fastai', # name in `rule_sets`
-        max_chunks:int=2**19 # in the dictionary, which starts again empty beyond them: some 120 MB
+        max_tokens:int=800_000 # in the dictionary, of some 350,000 chunks; beyond them it forgets all but the first half
     ):
         if rules not in rule_sets: raise ValueError(f'rules={rules!r} is none of {", ".join(rule_sets)}')
-        self.rules,self.max_chunks,self.n_whole,self.lock,self.chunks = rules,max_chunks,0,threading.Lock(),None
+        self.rules,self.max_tokens,self.n_whole,self.lock,self.chunks = rules,max_tokens,0,threading.Lock(),None
 
-    def __reduce__(self): return type(self),(self.rules, self.max_chunks)
+    def __reduce__(self): return type(self),(self.rules, self.max_tokens)
 
     def _reset(self):
         gc.freeze()                                                                             # else collections meanwhile look through all of PyTorch
@@ -63,11 +62,15 @@ class ChunkTokenizer:
         self.pairs = {o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}
         self.ends,self.starts = (tuple({*o}) for o in zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
-        self.sides,self.blanks,self.types,self.chunks,self.shapes = _Numbers(),{},_Numbers(),_Numbers(),_Numbers()
+        self.sides,self.types,self.chunks,self.shapes,self.half = _Numbers([frozenset()]),_Numbers(),_Numbers(),_Numbers(),None
         self.pool,self.cuts,self.shape_info,*self.info = map(array.array, 'ibi' + 9*'i')     # an array for each kind: frequent chunks lie close together
-        self.sides[frozenset()]
         self.near = functools.cache(lambda end, start: not self.pairs.isdisjoint(itertools.product(self.sides.names[end], self.sides.names[start])))
         self._add('\0', [BOS])
+
+    def _shrink(self):
+        "Forget what came after the first half: most of the frequent chunks are among the first"
+        self.chunks,self.types,self.shapes = (_Numbers(o.names[:n]) for o,n in zip((self.chunks, self.types, self.shapes), self.half))
+        for o,n in zip((self.pool, self.cuts, self.shape_info, *self.info), (*self.half[3:], *9*self.half[:1])): del o[n:]
 
     def _add(self, chunk, toks, blank=0):
         self._learn()
@@ -83,15 +86,13 @@ class ChunkTokenizer:
         words = (pieces := _word.split(low))[1::2]
         pieces[1::2] = marks = [o if o in self.risky or len(o) > 60 else 'W' for o in words]
         shapes = ''.join(pieces)
-        size = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W'])
-        k = _number(self.shapes, shapes.split('\n')[:-1])
+        size,k = _spread(shapes, [len(w) for w,m in zip(words, marks) if m == 'W']),_number(self.shapes, shapes.split('\n')[:-1])
         if unseen := self.shapes.names[len(self.shape_info)//6:]: self._cut(unseen)
         width,at,n,*sides = np.frombuffer(self.shape_info, np.int32).reshape(-1, 6)[k].T
         cut = _pick(np.frombuffer(self.cuts, np.int8), at, width)
         edges = np.flatnonzero(cut)
         a,tok = (size.cumsum() - size)[edges],cut[edges[:-1]] == 1
-        toks = [low[i:j] for i,j in zip(a[:-1][tok].tolist(), a[1:][tok].tolist())]
-        h = np.fromiter(map(hash, new), np.int64) & 0x7fffffff
+        toks,h = [low[i:j] for i,j in zip(a[:-1][tok].tolist(), a[1:][tok].tolist())],np.fromiter(map(hash, new), np.int64) & 0x7fffffff
         cols = np.stack([n, len(self.pool) + n.cumsum() - n, *sides, h, h, 0*h, 0*h]).astype(np.int32)
         self.pool.frombytes(_number(self.types, toks).astype(np.int32).tobytes())
         # what the rule for repeated words will see; equal hashes are a hint, the rule decides
@@ -103,22 +104,21 @@ class ChunkTokenizer:
         "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
         text = '\n'.join(shapes) + '\n'
         size = _spread(text, 2)
-        cut = np.isin(size.cumsum() - size, [o.idx for o in self.words(text.replace('W', 'ww'))]).astype(np.int8)
+        with self.words.vocab.memory_zone(): at = [o.idx for o in self.words(text.replace('W', 'ww'))]       # spaCy would keep all that it has seen
+        cut = np.isin(size.cumsum() - size, at).astype(np.int8)
         cut[[o in ' \n' for o in text]] = 2
         width = np.array([len(o) + 1 for o in shapes])
         at = width.cumsum() - width
         for s,t,*row in zip(shapes, map(str.strip, shapes), width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
-            start,end = (filter(f, o) if f(o) else () for f,o in ((t.startswith, self.starts), (t.endswith, self.ends)))
-            self.shape_info.extend((*row, s[0] == ' ', self.sides[frozenset(start)], self.sides[frozenset(end)]))
+            sides = (self.sides[frozenset(filter(f, o))] if f(o) else 0 for f,o in ((t.startswith, self.starts), (t.endswith, self.ends)))
+            self.shape_info.extend((*row, s[0] == ' ', *sides))
         self.cuts.frombytes(cut.tobytes())
 
     def _of(self, c, k): return np.frombuffer(self.info[k], np.int32)[c]
 
     def _mark(self, w):
-        if w not in self.blanks:
-            self.blanks[w] = k = f'\0{len(self.blanks)}'
-            for o in ('', ' '): self._add(k + o, [replace_space(rm_useless_spaces(w + o))], blank=1)
-        return f' {self.blanks[w]} '
+        for o in ('', ' ') if (k := f'\0{w.encode().hex()}') not in self.chunks else (): self._add(k + o, [replace_space(rm_useless_spaces(w + o))], blank=1)
+        return f' {k} '
 
     def _chunks(self, x, text):
         "The text that `fix` made of `text`, as numbers of chunks"
@@ -151,7 +151,9 @@ class ChunkTokenizer:
         return c[keep]
 
     def _encode(self, texts):
-        if self.chunks is None or len(self.chunks) > self.max_chunks: self._reset()          # spaCy is long to import, an opened corpus may not need it
+        # not before: spaCy is long to import, and who opens a corpus may not need it
+        if self.chunks is None or (full := len(self.pool) > self.max_tokens) and not self.half: self._reset()
+        elif full: self._shrink()
         cs = [self._chunks(self.fix(o), o) for o in texts]
         self._learn()
         for i in self._repeats(np.concatenate(cs)):
@@ -159,6 +161,8 @@ class ChunkTokenizer:
             if y != x: cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
         self._learn()
         c = self._merge(np.concatenate(cs))
+        if not self.half and self.max_tokens//2 < len(self.pool) <= self.max_tokens:
+            self.half = [*map(len, (self.chunks, self.types, self.shapes, self.pool, self.cuts, self.shape_info))]
         c[:-1] += self._of(c[:-1], _BLANK)*self._of(c[1:], _LEFT)
         n = self._of(c, _N).astype(np.int64)
         return _pick(np.frombuffer(self.pool, np.int32), self._of(c, _AT), n),np.add.reduceat(n, np.flatnonzero(c == 0)),self.types.names

@@ -24,7 +24,7 @@ class TextCorpus:
     ):
         self.path,self.df,self.tok,self.meta = Path(path).absolute(),df.copy(),tok,json.loads((Path(path)/'meta.json').read_text())
         self.ids = np.memmap(self.path/'ids.bin', self.meta['dtype'], 'r') if self.meta['tokens'] else np.zeros(0, self.meta['dtype'])
-        self.offsets,self.types = np.load(self.path/'offsets.npy'),json.loads((self.path/'types.json').read_text())
+        self.offsets,self.types = np.load(self.path/'offsets.npy'),[k for o in (self.path/'types.jsonl').read_text().splitlines() for k in json.loads(o)]
 
     def __len__(self): return len(self.offsets) - 1
     def __getitem__(self, i): return [self.types[o] for o in self.ids[slice(*self.offsets[range(len(self))[i]:][:2])]]
@@ -71,7 +71,7 @@ def _files(df): return map(f'{df.attrs["path"]}/'.__add__, df.file.tolist())
 def _content(df, encoding): return hashlib.sha256(text_digests(df.text.tolist() if 'text' in df else (read_text(f, encoding) for f in _files(df)))).hexdigest()
 
 # %% ../nbs/api/corpus.ipynb #b853513b
-_format = 4
+_format = 5
 
 def _meta(d):
     "What a corpus says of itself; nothing where it cannot be read, or is of another version"
@@ -79,28 +79,25 @@ def _meta(d):
     except (OSError, ValueError): return {}
     return meta if isinstance(meta, dict) and meta.get('format') == _format else {}
 
-def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.json') if (d/f).exists()}
+def _digests(d): return {f: hashlib.file_digest(open(d/f, 'rb'), 'sha256').hexdigest() for f in ('ids.bin', 'offsets.npy', 'types.jsonl') if (d/f).exists()}
 
 def _whole(d): return bool(meta := _meta(d)) and meta.get('digests') == _digests(d)
 
 def _build(d, key, df, tok, encoding, n_workers, progress, stats):
-    names,lens,after,whole,h = [],[],[],0,hashlib.sha256()
-    items,root = (df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
-    with open(d.parent/'raw', 'wb') as raw:                                                           # removed with that folder
-        for ids,n,new,w,digests,s in encode_texts(items, tok, n_workers, progress, encoding, root, None if stats is None else stats[:, 0]):
-            names += new; whole += w
-            raw.write(ids)
-            lens.append(n); after.append(s); h.update(digests)
+    n,lens,after,whole,h,(items,root) = 0,[],[],0,hashlib.sha256(),(df.text.tolist(),None) if 'text' in df else (df.file.tolist(),df.attrs['path'])
+    with open(d.parent/'raw', 'wb') as raw, open(d/'types.jsonl', 'w') as types:                      # `raw` is removed with its folder
+        for ids,ls,new,w,digests,s in encode_texts(items, tok, n_workers, progress, encoding, root, None if stats is None else stats[:, 0]):
+            raw.write(ids); types.write(json.dumps(new) + '\n'); h.update(digests)
+            n += len(new); whole += w; lens.append(ls); after.append(s)
     if stats is not None and len(bad := np.flatnonzero((np.concatenate(after) != stats).any(1)).tolist()):
         raise ValueError(f'Files have changed while they were read, {df.file.iloc[bad[0]]} and {len(bad) - 1} more: once they are at rest, run it again')
-    dtype,offsets = np.min_scalar_type(max(len(names) - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
+    dtype,offsets = np.min_scalar_type(max(n - 1, 0)),np.cumsum(np.concatenate([[0], *lens]), dtype=np.int64)
     if dtype.itemsize == 4: (d.parent/'raw').rename(d/'ids.bin')                                      # as large corpora are: no second pass
     else:
         with open(d.parent/'raw', 'rb') as raw, open(d/'ids.bin', 'wb') as f:
             while block := raw.read(2**24): f.write(np.frombuffer(block, np.int32).astype(dtype))
     np.save(d/'offsets.npy', offsets)
-    (d/'types.json').write_text(json.dumps(names))
-    meta = dict(format=_format, key=key, texts=len(items), tokens=int(offsets[-1]), types=len(names), read_whole=whole, dtype=dtype.str, digests=_digests(d))
+    meta = dict(format=_format, key=key, texts=len(items), tokens=int(offsets[-1]), types=n, read_whole=whole, dtype=dtype.str, digests=_digests(d))
     (d/'meta.json').write_text(json.dumps(meta, indent=1))
     return h.hexdigest()
 
@@ -158,7 +155,7 @@ def clear_corpora(
 ) -> int: # how many were removed
     "Remove all corpora, and what interrupted preparations have left; not while one is being made"
     # a folder that holds anything else is somebody's
-    cache,ours = corpora_path(cache),{*'ids.bin offsets.npy types.json meta.json raw new old'.split()}
+    cache,ours = corpora_path(cache),{*'ids.bin offsets.npy types.jsonl meta.json raw new old'.split()}
     ds = [o for o in cache.glob('*') if re.fullmatch('[0-9a-f]{24}|[.]new-.*', o.name) and o.is_dir() and ours.issuperset(os.listdir(o))]
     for o in ds: shutil.rmtree(o, ignore_errors=True)
     for o in cache.glob(f'seen-{"[0-9a-f]"*24}'): o.unlink()

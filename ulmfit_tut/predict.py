@@ -165,8 +165,7 @@ def generate(
     if turn < 0 and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
     banned = [i for i,o in enumerate(vocab) if o.lstrip('▁') in (UNK, PAD, 'xxfake')]
     with _reading(learn) as (model,device):
-        gen = None if seed is None else torch.Generator(device).manual_seed(int(seed))
-        x = torch.from_numpy(start.copy()).to(device)[None].repeat(n, 1)
+        gen,x = None if seed is None else torch.Generator(device).manual_seed(int(seed)),torch.from_numpy(start.copy()).to(device)[None].repeat(n, 1)
         for _ in range(n_words):
             logits = model[1](model[0](x)[:, -1:])[0][:, -1].float()
             logits[:, banned] = -float('inf')

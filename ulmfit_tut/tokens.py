@@ -6,14 +6,14 @@
 __all__ = ['get_tokenizer', 'tokenizer_names', 'text_digests', 'file_stats', 'encode_texts', 'tokenize']
 
 # %% ../nbs/api/tokens.ipynb #30724ab4
-import concurrent.futures as cf, gc, hashlib, itertools, multiprocessing, os, sys
+import concurrent.futures as cf, gc, hashlib, itertools, multiprocessing, os, sqlite3, sys
 from fastai.text.all import *
 from .chunks import ChunkTokenizer, _Numbers, _number
 from .data import _strings, read_text
 from .rules import rule_sets
 
 # %% ../nbs/api/tokens.ipynb #d35ee403
-_fast = functools.cache(ChunkTokenizer)                      # spaCy's tables are long to read
+_fast,_most = functools.cache(ChunkTokenizer),2**18          # spaCy's tables are long to read; different tokens that `encode_texts` has in memory
 
 def get_tokenizer(
     lang:str='en', # spaCy language code
@@ -48,7 +48,9 @@ def tokenizer_names(tok) -> tuple: # of the tokenizer (SentencePiece's with a di
     return name,next((k for k,v in rule_sets.items() if v == rules), [getattr(o, '__name__', str(o)) for o in rules])
 
 # %% ../nbs/api/tokens.ipynb #963c6e0f
-def text_digests(texts) -> bytes: return b''.join(hashlib.blake2b(o.encode('utf8', 'surrogatepass'), digest_size=16).digest() for o in texts)   # 16 bytes each
+def _bytes(s): return s.encode('utf8', 'surrogatepass')
+
+def text_digests(texts) -> bytes: return b''.join(hashlib.blake2b(_bytes(o), digest_size=16).digest() for o in texts)   # 16 bytes each
 
 def file_stats(files) -> np.ndarray: # a row a file: size, number, clock of its content and of its entry, in ns
     "What tells whether files have changed"
@@ -57,7 +59,7 @@ def file_stats(files) -> np.ndarray: # a row a file: size, number, clock of its 
 
 class _Work:
     "Texts of one process as numbers; the name of a number goes with the first block that has it"
-    def __init__(self, tok, encoding, root): store_attr(); self.names = None
+    def __init__(self, tok, encoding, root): store_attr(); self.names,self.sent = [],np.zeros(0, int)
     def __call__(self, items):
         tok,whole,files = self.tok,getattr(self.tok, 'n_whole', 0),[_file(o, self.root) for o in items]
         texts = [read_text(f, self.encoding) if f else o for f,o in zip(files, items)]
@@ -65,7 +67,8 @@ class _Work:
         else:
             toks,types = [list(o) for o in tok(texts)],_Numbers()
             ids,lens,names = _number(types, [*itertools.chain(*toks)]),np.array([*map(len, toks)], np.int64),types.names
-        if names is not self.names: self.names,self.sent = names,np.zeros(0, int)                # the numbers start again
+        # the numbers start again, but for what was not forgotten
+        if names is not self.names: self.sent,self.names = self.sent[self.sent < len(os.path.commonprefix([names, self.names]))],names
         new = np.setdiff1d(np.flatnonzero(np.bincount(ids)), self.sent, assume_unique=True)
         self.sent = np.append(self.sent, new)
         return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
@@ -104,7 +107,7 @@ def encode_texts(
     if n_workers is None: n_workers = min(defaults.cpus, len(blocks) - 1)
     bar = partial(progress_bar, total=len(blocks), leave=False) if (len(items) >= 5000 if progress is None else progress) else noop
     if n_workers > 1 and isinstance(tok, ChunkTokenizer):
-        tok = ChunkTokenizer(tok.rules, tok.max_chunks)                                # of our own: another thread may hold the lock of the one that is forked
+        tok = ChunkTokenizer(tok.rules, tok.max_tokens)                                # of our own: another thread may hold the lock of the one that is forked
         tok.encode([''])                                                               # reads spaCy's tables, once for all
     def results():
         # `fork`, for fastai is long to import in a new process
@@ -114,13 +117,17 @@ def encode_texts(
                 todo.append(ex.submit(_run, b))
                 if len(todo) > 2*n_workers: yield todo.pop(0).result()
             while todo: yield todo.pop(0).result()
-    table,known = {},defaultdict(lambda: np.zeros(0, np.int32))                                       # tokens' numbers here, and by process of its numbers
+    # tokens' numbers: of the first here, of the others in a temporary file, so that memory does not grow with them; and by process of its numbers
+    table,count,known = {},itertools.count(),defaultdict(lambda: np.zeros(0, np.int32))
+    (more := sqlite3.connect('', check_same_thread=False)).execute('create table t(k blob primary key, n int) without rowid')
     for process,ids,lens,at,names,*rest in bar(results() if n_workers > 1 else map(_Work(tok, encoding, root), blocks)):
-        new = sorted(t for t in names if t not in table)                                              # the same with any number of workers
-        table.update(zip(new, itertools.count(len(table))))
+        old = {k: table[k] if k in table else next(more.execute('select n from t where k=?', (_bytes(k),)), (None,))[0] for k in sorted(names)}
+        new = {k: next(count) for k,n in old.items() if n is None}                                    # the same with any number of workers
+        table.update((k, n) for k,n in new.items() if n < _most)
+        more.executemany('insert into t values(?,?)', [(_bytes(k), n) for k,n in new.items() if n >= _most])
         here = known[process] = np.append(known[process], np.zeros(max(0, at.max(initial=-1) + 1 - len(known[process])), np.int32))
-        here[at] = [table[t] for t in names]
-        yield here[ids],lens,new,*rest
+        here[at] = [*map((old | new).__getitem__, names)]
+        yield here[ids],lens,[*new],*rest
 
 def _all_ids(texts, *args):
     "As `ChunkTokenizer.encode`, in blocks"
