@@ -92,7 +92,7 @@ def classifier(source, corpus, vocab, net, enc, keep, seed, scale=None):
     df.loc[df.part.eq('train') & ~np.isin(np.arange(len(df)), keep) & ~df.is_valid, 'part'] = 'unused'
     set_seed(seed)
     learn = classifier_learner(text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=b['bs'], seed=seed, device='cpu'), net, enc, b['drop_mult'])
-    if scale: fit(learn, classifier_stages(b['lrs'], [max(1, round(e*scale)) for e in b['epochs']]), seed)
+    if scale: fit(learn, classifier_stages(b['lrs'], [max(1, round(e*scale)) for e in b['epochs']], ratio=b.get('lr_ratio', 2.6)), seed)
     return learn
 
 def ask(learn, rows):
