@@ -54,8 +54,9 @@ def test_rows_of_a_corpus(short, tmp_path):
 def test_clearing_leaves_what_is_not_ours(short, tmp_path):
     text_corpus(get_texts(short, split_col='part'), cache=tmp_path)
     (tmp_path/'project').mkdir()
-    for f in ('project/meta.json', 'seen-list.txt', 'thesis.txt'): (tmp_path/f).write_text('{}')
-    assert clear_corpora(tmp_path) == 1
+    (tmp_path/('0'*24)).mkdir()                                                     # as an older version wrote it
+    for f in ('project/meta.json', 'seen-list.txt', 'thesis.txt', f'{"0"*24}/meta.json', f'{"0"*24}/types.json'): (tmp_path/f).write_text('{}')
+    assert clear_corpora(tmp_path) == 2
     assert {o.relative_to(tmp_path).as_posix() for o in tmp_path.rglob('*')} == {'project', 'project/meta.json', 'seen-list.txt', 'thesis.txt'}
 
 def test_many_types(tmp_path):

@@ -72,8 +72,8 @@ def test_spacy_remembers_nothing(short):
     tok = ChunkTokenizer()
     tok([''])
     n = len(tok.words.vocab.strings)
-    tok(short.text.tolist())
-    assert len(tok.shapes) > 50 and len(tok.words.vocab.strings) == n
+    tok([*short.text, 'with \0 whole, unheard-of'])
+    assert len(tok.shapes) > 50 and tok.n_whole == 1 and len(tok.words.vocab.strings) == n
 
 def test_tokens_beyond_what_memory_holds(short, monkeypatch):
     "They lie in a file: the same numbers, whether few or all of them do"

@@ -129,8 +129,8 @@ class ChunkTokenizer:
         return _number(self.chunks, ['\0', *x.split()])
 
     def _whole(self, text):
-        self.n_whole += 1
-        return np.array([0, self._add(f'\0\0{len(self.chunks)}', [replace_space(o.text) for o in self.words(compose(*rule_sets[self.rules])(text))][1:])])
+        with self.words.vocab.memory_zone(): toks = [replace_space(o.text) for o in self.words(compose(*rule_sets[self.rules])(text))]
+        self.n_whole += 1; return np.array([0, self._add(f'\0\0{len(self.chunks)}', toks[1:])])
 
     def _repeats(self, c):
         "Texts in which a word may follow itself twice"

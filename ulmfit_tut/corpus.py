@@ -155,7 +155,7 @@ def clear_corpora(
 ) -> int: # how many were removed
     "Remove all corpora, and what interrupted preparations have left; not while one is being made"
     # a folder that holds anything else is somebody's
-    cache,ours = corpora_path(cache),{*'ids.bin offsets.npy types.jsonl meta.json raw new old'.split()}
+    cache,ours = corpora_path(cache),{*'ids.bin offsets.npy types.jsonl types.json meta.json raw new old'.split()}
     ds = [o for o in cache.glob('*') if re.fullmatch('[0-9a-f]{24}|[.]new-.*', o.name) and o.is_dir() and ours.issuperset(os.listdir(o))]
     for o in ds: shutil.rmtree(o, ignore_errors=True)
     for o in cache.glob(f'seen-{"[0-9a-f]"*24}'): o.unlink()
