@@ -1,5 +1,5 @@
 """The same tokens as fastai's, for text nobody planned for."""
-import multiprocessing, re, signal, subprocess, sys, time
+import genericpath, multiprocessing, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import pandas as pd
@@ -66,6 +66,29 @@ def test_forgetting_changes_nothing(short, most, half):
             assert len({len(a.chunks), len(a.chunks.names), *map(len, a.info)}) == 1
     assert bool(a.half) == half and len(a.chunks) < len(b.chunks)
     assert max(map(max, sizes[72:])) <= 1.02*max(map(max, sizes[:72])), 'it grows'
+
+def test_long_chunks_are_forgotten_too():
+    "A page without a blank is few tokens, and much to remember"
+    a, b, sizes = ChunkTokenizer(max_tokens=2000), ChunkTokenizer(), []
+    for i in range(24):
+        text = ' '.join(f'{i}-{k}-' + 'acgt'*200 for k in range(6))
+        assert list(a([text])) == list(b([text]))
+        sizes.append(len(a.cuts))
+    assert max(sizes[12:]) == max(sizes) < len(b.cuts)/2
+
+def test_another_thread_tokenizes_meanwhile(monkeypatch):
+    "Names that it adds just then are no names that this one has sent"
+    def words(s, n): return ' '.join(f'{s}{chr(97 + i//26)}{chr(97 + i%26)}' for i in range(n))
+    texts, tok, res, types, other = [words('qa', 60), words('zb', 60), words('qa', 5), words('zd', 30)], ChunkTokenizer(max_tokens=100), [], [], []
+    def meanwhile(lists):
+        if len(lists) == 2 and len(lists[0]) < len(lists[1]): tok.encode([words('zd', 30)]); other.append(1)
+        return max(lists)
+    monkeypatch.setattr(genericpath, 'max', meanwhile, raising=False)               # within `commonprefix`
+    monkeypatch.setattr(tokens, '_blocks', lambda items, *_: [[o] for o in items])
+    for ids, lens, new, *_ in encode_texts(texts, tok, n_workers=0, progress=False):
+        types += new
+        res.append([types[i] for i in ids])
+    assert other and res == list(map(list, ChunkTokenizer()(texts)))
 
 def test_spacy_remembers_nothing(short):
     "Its strings would grow with every shape"

@@ -152,7 +152,7 @@ class ChunkTokenizer:
 
     def _encode(self, texts):
         # not before: spaCy is long to import, and who opens a corpus may not need it
-        if self.chunks is None or (full := len(self.pool) > self.max_tokens) and not self.half: self._reset()
+        if self.chunks is None or (full := max(len(self.pool), len(self.cuts)//16) > self.max_tokens) and not self.half: self._reset()
         elif full: self._shrink()
         cs = [self._chunks(self.fix(o), o) for o in texts]
         self._learn()
@@ -161,7 +161,7 @@ class ChunkTokenizer:
             if y != x: cs[i] = self._chunks(y, texts[i]) if self.rep(y) == y else self._whole(texts[i])
         self._learn()
         c = self._merge(np.concatenate(cs))
-        if not self.half and self.max_tokens//2 < len(self.pool) <= self.max_tokens:
+        if not self.half and self.max_tokens//2 < max(len(self.pool), len(self.cuts)//16) <= self.max_tokens*3//4:                  # with room for more
             self.half = [*map(len, (self.chunks, self.types, self.shapes, self.pool, self.cuts, self.shape_info))]
         c[:-1] += self._of(c[:-1], _BLANK)*self._of(c[1:], _LEFT)
         n = self._of(c, _N).astype(np.int64)

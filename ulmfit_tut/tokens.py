@@ -67,8 +67,8 @@ class _Work:
         else:
             toks,types = [list(o) for o in tok(texts)],_Numbers()
             ids,lens,names = _number(types, [*itertools.chain(*toks)]),np.array([*map(len, toks)], np.int64),types.names
-        # the numbers start again, but for what was not forgotten
-        if names is not self.names: self.sent,self.names = self.sent[self.sent < len(os.path.commonprefix([names, self.names]))],names
+        # the numbers start again, but for what was not forgotten; another thread may add names meanwhile
+        if names is not self.names: self.sent,self.names = self.sent[self.sent < len(os.path.commonprefix([names[:], self.names]))],names
         new = np.setdiff1d(np.flatnonzero(np.bincount(ids)), self.sent, assume_unique=True)
         self.sent = np.append(self.sent, new)
         return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
