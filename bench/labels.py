@@ -81,7 +81,7 @@ def encoder(source, arm, corpus, seed, work):
     vocab, file = corpus.vocab(old) if source == 'mini' else old, work/f'{source}-{arm}-{seed}.safetensors'
     if not file.exists():
         set_seed(seed)
-        learn = lm_learner(text_dls(corpus, vocab, is_lm=True, seed=seed, device='cpu'), start)
+        learn = lm_learner(text_dls(corpus, vocab, is_lm=True, bs=settings[source]['bs'], seed=seed, device='cpu'), start)
         if (source, arm) == ('mini', 'wiki'): fit(learn, lm_stages(settings[source]['lm_epochs'], settings[source]['lm_lrs']), seed)
         save_encoder(learn, file)
     return vocab, net, file

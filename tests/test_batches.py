@@ -293,6 +293,8 @@ def test_labels_of_every_kind_come_back(short, tmp_path, label):
     "A label at test time is the class that it was in training"
     df = short.assign(label=label(short.label.to_numpy()))
     dls = text_dls(text_corpus(get_texts(df, split_col='part'), cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    direct = text_dls(text_corpus(get_texts(short, split_col='part').assign(label=df.label.where(df.part.eq('train'))), cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    assert direct.vocab[1] == dls.vocab[1]                                              # beside missing ones, too
     rows = df[df.part.eq('test')]
     y = dls.test_dl(rows, with_labels=True, bs=64)
     assert torch.cat([b[1] for b in y]).tolist() == [int(short.label[rows.index[i]] == 'pos') for i in y.get_idxs()]
@@ -380,8 +382,30 @@ def test_what_merging_does_to_a_table(short):
     plain = text_corpus(df, progress=False)
     assert odd.vocab(min_freq=1) == plain.vocab(min_freq=1) != list(text_vocab(plain.counts(range(len(plain))), min_freq=1))
     assert len(text_dls(odd, bs=8, device='cpu').valid_ds) == df[df.part.eq('train')].is_valid.sum()
-    odd.df = odd.df[:-1]
-    with pytest.raises(ValueError, match='use a boolean for each of 120 rows'): text_dls(odd, bs=8, device='cpu')
+    for other in (df[:-1], df[::-1]):
+        odd.df = other
+        with pytest.raises(ValueError, match='rows of corpus.df are others, or in another order'): text_dls(odd, bs=8, device='cpu')
+
+def test_columns_of_text_that_pandas_forgot(short, tmp_path):
+    "Read on as one column, a classifier would never see the titles of new tables"
+    df = get_texts(short.assign(title=['Dull', 'Fine']*60), text_col=['title', 'text'], split_col='part')
+    merged = df.merge(pd.DataFrame(dict(film=['one'])), how='cross')
+    with pytest.raises(ValueError, match="Of which columns are the texts"): text_dls(text_corpus(merged, cache=tmp_path), bs=8, device='cpu')
+    merged.attrs['text_col'] = ['title', 'text']
+    assert text_dls(text_corpus(merged, cache=tmp_path), bs=8, device='cpu').train_ds.corpus_text.cols == ['title', 'text']
+
+def test_several_labels_from_any_table(short, tmp_path):
+    "Columns of 0 and 1, the tuples of `get_texts`, and where pandas forgot the columns; lists of labels are several labels"
+    two = short.assign(sad=np.arange(120) % 2, funny=(np.arange(120) % 3 == 0)).drop(columns='label')
+    df = get_texts(two, label_col=['sad', 'funny'], split_col='part')
+    lost = df.merge(pd.DataFrame(dict(film=['one'])), how='cross')
+    want = {i: {k for k in ('sad', 'funny') if two[k][i]} for i in two.index[:8]}
+    for o in (df, lost, df.assign(label=df.label.map(lambda l: list(l) if l else l))):
+        dls = text_dls(text_corpus(o, cache=tmp_path), bs=4, seq_len=8, device='cpu')
+        assert set(dls.vocab[1]) == {'sad', 'funny'}
+        for table in (two, df):
+            dl = dls.test_dl(table[:8], with_labels=True, bs=8)
+            for i, y in zip(dl.get_idxs(), dl.one_batch()[1]): assert {k for k, on in zip(dls.vocab[1], y) if on} == want[i]
 
 def test_a_label_that_got_lost(short, tmp_path):
     "A `map` that forgets a class leaves gaps, which must not become a class `nan`; texts without labels may have them"

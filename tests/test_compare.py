@@ -10,6 +10,9 @@ def test_paired_difference():
     assert mean == pytest.approx(.05) and (low, high) == pytest.approx((mean - 1.96*se, mean + 1.96*se), abs=.2*se)
     by_seed = np.repeat([[1.], [0.]], 50, 1)
     for o in (by_seed, by_seed.T): assert paired_difference(o, 0*o, 2000) == (.5, 0., 1.)
+    assert paired_difference(by_seed, np.zeros(50), 2000) == (.5, 0., 1.)
+    for o in (d[:, None], d[:-1], [1], 0):
+        with pytest.raises(ValueError, match=r'Shapes \(400,\) and .* same texts'): paired_difference(d, o)
 
 def test_baselines_see_train_alone():
     df = pd.DataFrame(dict(text=['fine film', 'dull film', 'fine, fine', 'so dull'] + ['odd word']*6, label=['pos', 'neg']*2 + ['pos']*6, part=['train']*4 + ['test']*6))

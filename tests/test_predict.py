@@ -242,7 +242,8 @@ def test_next_words_by_hand():
     for p, want in [(.4, [1, 0, 0, 0]), (.6, [2/3, 1/3, 0, 0]), (.8, [4/7, 2/7, 1/7, 0]), (1, [.5, .25, .125, .125])]: assert next_words(logits, top_p=p)[0].tolist() == pytest.approx(want)
     assert next_words(logits.flip(-1), top_p=.6)[0].tolist() == pytest.approx([0, 0, 1/3, 2/3])
     assert next_words(logits, temperature=.5)[0].tolist() == pytest.approx((np.array([.25, .0625, .015625, .015625])/.34375).tolist())
-    assert next_words(logits, temperature=0)[0].tolist() == [1, 0, 0, 0]
+    for cold in (0, 1e-50): assert next_words(logits, temperature=cold)[0].tolist() == [1, 0, 0, 0]
+    for kw in (dict(top_k=2), dict(top_p=.6), dict(min_p=.5)): assert torch.equal(next_words(logits[0], **kw), next_words(logits, **kw)[0])
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(['xxmaj', 'xxup', 'xxrep', 'xxwrep', 'xxbos', '3', '2', '0', '99999999999', 'a', 'film', '!', '²']), max_size=12))

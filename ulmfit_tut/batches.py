@@ -43,6 +43,7 @@ class CorpusText(_LookUp):
 class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
+        if isinstance(v := o.get('label'), tuple): return list(v)                           # of `get_texts`
         if len(self.cols) > 1:
             if bad := {c: o[c] for c in self.cols if _flag(o[c]) is None}: raise ValueError(f'{bad}: of several labels each is 0 or 1; fill it, or drop it')
             return [str(c) for c in self.cols if _flag(o[c])]
@@ -180,6 +181,7 @@ def text_dls(
     "fastai `DataLoaders` from a corpus, to which transforms may be added `after_batch` alone; `ValueError` if its texts do not fill a batch"
     if not isinstance(corpus, TextCorpus) or {'label', 'part', 'is_valid'} - {*corpus.df}: raise TypeError(f'{corpus!r:.30}: give text_corpus(get_texts(...))')
     if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: whole numbers, at least 1')
+    if not corpus.df.index.equals(corpus.index): raise ValueError('The rows of corpus.df are others, or in another order: text_corpus(df) anew')
     df,valid = corpus.df,np.asarray(corpus.df.is_valid.eq(True) if valid is None else valid)
     held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
     if len(held) != len(corpus) or valid.dtype != bool and (held.sum() != valid.size or df.part[held].eq('test').any()):
@@ -189,12 +191,14 @@ def text_dls(
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
     most = min(int(lens[i].sum()) - 1 for i in rows) if is_lm else len(rows[0])
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
-    (text_col,label_col),labels = (df.attrs.get(f'{o}_col', [o]) for o in ('text', 'label')),[list(o) if isinstance(o, tuple) else str(o) for o in df.label]
+    (text_col,label_col),labels = map(df.attrs.get, ('text_col', 'label_col')),[[*o] if is_listy(o) else str(o) for o in df.label.convert_dtypes()]
+    if not text_col and FLD in corpus[rows[0][0]][:2]: raise ValueError("Of which columns are the texts? pandas lost it: set corpus.df.attrs['text_col']")
     several = isinstance(labels[rows[0][0]], list)
     if not is_lm and (bad := df.label.iloc[np.concatenate(rows)].isna()).any(): raise ValueError(f'Rows {[*bad[bad].index[:5]]} lack a label: drop them')
-    classes = list(map(str, label_col)) if several and 'label_col' in df.attrs else sorted({c for o in rows for i in o for c in listify(labels[i])})
+    classes = list(map(str, label_col)) if several and label_col else sorted({c for o in rows for i in o for c in listify(labels[i])})
     if vocab is None: vocab = text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held))
-    tfms = text_tfms(corpus, corpus.tok, vocab, text_col, backwards, labels, label_col, None if is_lm else classes, several)
+    cols = label_col or (classes if several else ['label'])
+    tfms = text_tfms(corpus, corpus.tok, vocab, text_col or ['text'], backwards, labels, cols, None if is_lm else classes, several)
     return Datasets(range(len(df)), tfms, splits=[o.tolist() for o in rows], dl_type=LMLoader if is_lm else TextLoader).dataloaders(
         bs=bs, seq_len=seq_len, backwards=backwards, seed=seed, device=device)
 

@@ -20,7 +20,8 @@ def paired_difference(
     a, b, # right or wrong (1 or 0), an array over texts, or seeds x texts
     n_boot:int=10_000, seed:int=0, level:float=0.95 # of the interval; for k comparisons at once 1 - 0.05/k (Bonferroni)
 ) -> tuple: # mean of a - b, low, high of the interval
-    "Mean difference of two methods on the same texts, with its bootstrap interval over texts and seeds"
+    "Mean difference of two methods on the same texts, with its bootstrap interval over texts and seeds; `ValueError` for other texts"
+    if np.shape(a)[-1:] != np.shape(b)[-1:]: raise ValueError(f'Shapes {np.shape(a)} and {np.shape(b)}: give both on the same texts')
     d,rng = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float)),np.random.default_rng(seed)
     boots = [d[rng.integers(len(d), size=len(d))][:, rng.integers(d.shape[1], size=d.shape[1])].mean() for _ in range(n_boot)]
     return d.mean(),*np.quantile(boots, [(1 - level)/2, (1 + level)/2])

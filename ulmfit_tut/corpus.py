@@ -6,7 +6,7 @@
 __all__ = ['TextCorpus', 'tokenizer_key', 'corpora_path', 'text_corpus', 'list_corpora', 'clear_corpora']
 
 # %% ../nbs/api/corpus.ipynb #20b883a7
-import hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
+import contextlib, hashlib, inspect, json, os, pickle, shutil, tempfile, time, unicodedata
 from importlib.metadata import version
 from fastai.text.all import *
 from .data import _strings, read_text, text_vocab
@@ -19,10 +19,10 @@ class TextCorpus:
     "Tokenized texts on disk: `ids` of all texts end to end, `offsets` of their starts, `types` that the ids count in, and their table `df`"
     def __init__(self,
         path:Path, # folder that `text_corpus` made
-        df:pd.DataFrame, # a row a text: `label`, `part`, `is_valid` as `get_texts` gives them
+        df:pd.DataFrame, # a row a text: `label`, `part`, `is_valid` as `get_texts` gives them; columns may change later, rows may not
         tok=None # tokenizer of new texts
     ):
-        self.path,self.df,self.tok,self.meta = Path(path).absolute(),df.copy(),tok,json.loads((Path(path)/'meta.json').read_text())
+        self.path,self.df,self.index,self.tok,self.meta = Path(path).absolute(),df.copy(),df.index,tok,json.loads((Path(path)/'meta.json').read_text())
         self.ids = np.memmap(self.path/'ids.bin', self.meta['dtype'], 'r') if self.meta['tokens'] else np.zeros(0, self.meta['dtype'])
         self.offsets,self.types = np.load(self.path/'offsets.npy'),[k for o in (self.path/'types.jsonl').read_text().splitlines() for k in json.loads(o)]
 
@@ -127,13 +127,12 @@ def text_corpus(
         if not _whole(path):
             with tempfile.TemporaryDirectory(dir=cache, prefix='.new-', ignore_cleanup_errors=True) as tmp:
                 path = place(content := _build(new := mkdir(Path(tmp)/'new'), key, df, tok, encoding, n_workers, progress, stats))
-                try:
+                with contextlib.suppress(OSError):                                 # another process was first
                     if path.exists() and not _whole(path):
                         print(f'{path.name} is damaged or of an older version: prepared again')
                         path.rename(Path(tmp)/'old')
                     new.rename(path)
-                except OSError:                                                    # another process was first
-                    if not _whole(path): raise OSError('the finished corpus could not be put in its place') from None
+                if not _whole(path): raise OSError('the finished corpus could not be put in its place')
         if seen and content != known:
             with replacing(seen) as f: f.write_text(content)
     except OSError as e:

@@ -105,7 +105,7 @@ def load_classifier(
 def predict_csv(
     learn:Learner, # fastai text classifier, or a list of them
     source:Path, # `.csv` file with the texts
-    out:Path, # `.csv` file to write: the columns of `predict`, a row a row
+    out:Path, # `.csv` file to write: the columns of `predict`, a row a row (where there is one column, a blank line is a row, which pandas skips)
     text_col=None, encoding:str='utf8', bs:int=128, # columns with the texts (default those of training), and how the file is encoded
     rows:int=5000 # in memory at once
 ) -> Path: # `out`
@@ -138,9 +138,9 @@ def next_words(
     temperature:float=1., top_k:int=None, top_p:float=None, min_p:float=None # as in `generate`
 ) -> Tensor: # probabilities of the words that may come next
     "What `generate` draws from"
-    if not temperature: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    if abs(temperature) < 1e-6: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = F.softmax(logits/temperature, -1)
-    if top_k: p = p.masked_fill(p < p.topk(min(top_k, p.shape[-1]))[0][:, -1:], 0)
+    if top_k: p = p.masked_fill(p < p.topk(min(top_k, p.shape[-1]))[0][..., -1:], 0)
     if top_p is not None: ps,at = p.sort(dim=-1, descending=True, stable=True); p = p.scatter(-1, at, ps.masked_fill(ps.cumsum(-1) - ps >= (top_p or 1e-9), 0))
     if min_p: p = p.masked_fill(p < min_p*p.max(-1, keepdim=True)[0], 0)
     return p/p.sum(-1, keepdim=True)

@@ -57,29 +57,25 @@ def file_stats(files) -> np.ndarray: # a row a file: size, number, clock of its 
     what = map(attrgetter('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), map(os.stat, files))      # 100,000 tuples would set the garbage collector to work
     return np.fromiter(map((2**63 - 1).__and__, itertools.chain.from_iterable(what)), np.int64).reshape(-1, 4)
 
-class _Work:
-    "Texts of one process as numbers; the name of a number goes with the first block that has it"
-    def __init__(self, tok, encoding, root): store_attr(); self.names,self.sent = [],np.zeros(0, int)
-    def __call__(self, items):
-        tok,whole,files = self.tok,getattr(self.tok, 'n_whole', 0),[_file(o, self.root) for o in items]
-        texts = [read_text(f, self.encoding) if f else o for f,o in zip(files, items)]
-        if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
-        else:
-            toks,types = [list(o) for o in tok(texts)],_Numbers()
-            ids,lens,names = _number(types, [*itertools.chain(*toks)]),np.array([*map(len, toks)], np.int64),types.names
-        # the numbers start again, but for what was not forgotten; another thread may add names meanwhile
-        if names is not self.names: self.sent,self.names = self.sent[self.sent < len(os.path.commonprefix([names[:], self.names]))],names
-        new = np.setdiff1d(np.flatnonzero(np.bincount(ids)), self.sent, assume_unique=True)
-        self.sent = np.append(self.sent, new)
-        return os.getpid(),ids,lens,new,[names[i] for i in new],getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
+def _work(items, tok, encoding, root):
+    "Texts as numbers of the tokens of this block, and those tokens"
+    whole,files = getattr(tok, 'n_whole', 0),[_file(o, root) for o in items]
+    texts = [read_text(f, encoding) if f else o for f,o in zip(files, items)]
+    if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
+    else:
+        toks,types = [list(o) for o in tok(texts)],_Numbers()
+        ids,lens,names = _number(types, [*itertools.chain(*toks)]),np.array([*map(len, toks)], np.int64),types.names
+    here = np.bincount(ids) > 0                                                        # of all that the tokenizer knows
+    ids,names = (here.cumsum() - 1)[ids].astype(np.int32),[names[i] for i in np.flatnonzero(here)]
+    return ids,lens,names,getattr(tok, 'n_whole', len(texts)) - whole,text_digests(texts),file_stats(filter(None, files))
 
 def _start(*how):
-    global _work
+    global _how
     # What was made before the fork is not looked through again, and stays shared; then come lists of strings. Under Linux a worker ends with its process
     gc.freeze(); gc.set_threshold(100_000); getattr(torch.multiprocessing, '_prctl_pr_set_pdeathsig', noop)(9)
-    _work = _Work(*how)
+    _how = how
 
-def _run(items): return _work(items)
+def _run(items): return _work(items, *_how)
 
 def _file(o, root): return f'{root}/{o}' if root is not None else o if isinstance(o, Path) else None
 
@@ -117,17 +113,16 @@ def encode_texts(
                 todo.append(ex.submit(_run, b))
                 if len(todo) > 2*n_workers: yield todo.pop(0).result()
             while todo: yield todo.pop(0).result()
-    # tokens' numbers: of the first here, of the others in a temporary file, so that memory does not grow with them; and by process of its numbers
-    table,count,known = {},itertools.count(),defaultdict(lambda: np.zeros(0, np.int32))
+    # tokens' numbers: of the first here, of the others in a temporary file, so that memory does not grow with them
+    table,count = {},itertools.count()
     (more := sqlite3.connect('', check_same_thread=False)).execute('create table t(k blob primary key, n int) without rowid')
-    for process,ids,lens,at,names,*rest in bar(results() if n_workers > 1 else map(_Work(tok, encoding, root), blocks)):
-        old = {k: table[k] if k in table else next(more.execute('select n from t where k=?', (_bytes(k),)), (None,))[0] for k in sorted(names)}
-        new = {k: next(count) for k,n in old.items() if n is None}                                    # the same with any number of workers
+    for ids,lens,names,*rest in bar(results() if n_workers > 1 else (_work(o, tok, encoding, root) for o in blocks)):
+        at = dict(zip(names, map(table.get, names)))
+        at |= {k: n for k in names if at[k] is None and len(table) == _most for n, in more.execute('select n from t where k=?', (_bytes(k),))}
+        new = {k: next(count) for k in sorted(k for k,n in at.items() if n is None)}                  # the same with any number of workers
         table.update((k, n) for k,n in new.items() if n < _most)
         more.executemany('insert into t values(?,?)', [(_bytes(k), n) for k,n in new.items() if n >= _most])
-        here = known[process] = np.append(known[process], np.zeros(max(0, at.max(initial=-1) + 1 - len(known[process])), np.int32))
-        here[at] = [*map((old | new).__getitem__, names)]
-        yield here[ids],lens,[*new],*rest
+        yield np.fromiter((at | new).values(), np.int32, len(at))[ids],lens,[*new],*rest
 
 def _all_ids(texts, *args):
     "As `ChunkTokenizer.encode`, in blocks"
