@@ -98,7 +98,7 @@ class _Epochs(Callback):
             elif 'epoch' in vars(dl): dl.seed,dl.epoch = seed,0
         self.bad,self.start,self.t = 0,self.train_iter,time.time()
     def before_batch(self): self.learn.pct_train = (self.done + self.epoch + self.iter/self.n_iter)/self.stage.epochs  # of the stage, wherever this fit began
-    def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())  # looked at now and then: a look waits for the GPU; by then all processes have it
+    def after_loss(self): self.bad = self.bad + ~torch.isfinite(self.loss.detach())  # looked at rarely: that waits for the GPU; by then all processes have it
     def after_batch(self):
         if (self.iter % 50 == 49 or self.iter == self.n_iter - 1) and self.bad: raise CancelFitException
     def after_epoch(self):
