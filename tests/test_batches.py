@@ -390,7 +390,7 @@ def test_columns_of_text_that_pandas_forgot(short, tmp_path):
     "Read on as one column, a classifier would never see the titles of new tables"
     df = get_texts(short.assign(title=['Dull', 'Fine']*60), text_col=['title', 'text'], split_col='part')
     merged = df.merge(pd.DataFrame(dict(film=['one'])), how='cross')
-    with pytest.raises(ValueError, match="Of which columns are the texts"): text_dls(text_corpus(merged, cache=tmp_path), bs=8, device='cpu')
+    with pytest.raises(ValueError, match="pandas lost the text columns"): text_dls(text_corpus(merged, cache=tmp_path), bs=8, device='cpu')
     merged.attrs['text_col'] = ['title', 'text']
     assert text_dls(text_corpus(merged, cache=tmp_path), bs=8, device='cpu').train_ds.corpus_text.cols == ['title', 'text']
 
@@ -406,6 +406,9 @@ def test_several_labels_from_any_table(short, tmp_path):
         for table in (two, df):
             dl = dls.test_dl(table[:8], with_labels=True, bs=8)
             for i, y in zip(dl.get_idxs(), dl.one_batch()[1]): assert {k for k, on in zip(dls.vocab[1], y) if on} == want[i]
+    plain = get_texts(short, split_col='part')                                          # one column once, of which the user made lists
+    dls = text_dls(text_corpus(plain.assign(label=plain.label.map(lambda l: [l, 'film'] if l else l)), cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    assert dls.vocab[1] == ['film', 'neg', 'pos'] and dls.one_batch()[1].sum(1).eq(2).all()
 
 def test_a_label_that_got_lost(short, tmp_path):
     "A `map` that forgets a class leaves gaps, which must not become a class `nan`; texts without labels may have them"

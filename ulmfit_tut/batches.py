@@ -192,8 +192,8 @@ def text_dls(
     most = min(int(lens[i].sum()) - 1 for i in rows) if is_lm else len(rows[0])
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
     (text_col,label_col),labels = map(df.attrs.get, ('text_col', 'label_col')),[[*o] if is_listy(o) else str(o) for o in df.label.convert_dtypes()]
-    if not text_col and FLD in corpus[rows[0][0]][:2]: raise ValueError("Of which columns are the texts? pandas lost it: set corpus.df.attrs['text_col']")
-    several = isinstance(labels[rows[0][0]], list)
+    if not text_col and FLD in corpus[rows[0][0]][:2]: raise ValueError("pandas lost the text columns: set corpus.df.attrs['text_col'] to their names")
+    if (len(label_col or []) > 1) != (several := isinstance(labels[rows[0][0]], list)): label_col = None        # the labels are no longer those columns
     if not is_lm and (bad := df.label.iloc[np.concatenate(rows)].isna()).any(): raise ValueError(f'Rows {[*bad[bad].index[:5]]} lack a label: drop them')
     classes = list(map(str, label_col)) if several and label_col else sorted({c for o in rows for i in o for c in listify(labels[i])})
     if vocab is None: vocab = text_vocab(corpus.counts(df.part.ne('test').to_numpy() & ~held))

@@ -89,7 +89,7 @@ def _blocks(items, root, sizes=None):
 def encode_texts(
     items:list, # strings, or `Path`s of files
     tok=None, # as `get_tokenizer` gives it; default fastai's rules and English
-    n_workers:int=None, # processes; default the number of cores, fewer for some hundred texts
+    n_workers:int=None, # processes; default the number of cores, fewer for some hundreds of texts
     progress:bool=None, # a bar over the blocks; default from 5,000 texts
     encoding:str='utf8', # of files
     root:Path=None, sizes=None # folder: `items` are names of files in it, whose sizes may be known
