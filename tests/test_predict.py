@@ -3,7 +3,7 @@ import subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import (AWD_LSTM, BCEWithLogitsLossFlat, Callback, Categorize, ColReader, ColSplitter, Datasets, F, Numericalize, SortedDL, SpacyTokenizer, TextDataLoaders, Tokenizer, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
+from fastai.text.all import (AWD_LSTM, BaseTokenizer, BCEWithLogitsLossFlat, Callback, Categorize, ColReader, ColSplitter, Datasets, F, Numericalize, SortedDL, SpacyTokenizer, TextDataLoaders, Tokenizer, awd_lstm_clas_config, awd_lstm_lm_config, decode_spec_tokens, language_model_learner, set_seed, text_classifier_learner)
 from hypothesis import given, settings, strategies as st
 from ulmfit_tut.batches import text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -250,14 +250,34 @@ def test_next_words_by_hand():
 def test_decoding_anything(toks):
     "No list of tokens can break it, or blow it up"
     assert sum(map(len, decode_tokens(toks))) < 2000
+    assert sum(map(len, decode_tokens(['xxrep', '100']*6 + toks))) < 4000
 
 def test_decoding():
     "fastai's decoder keeps a mark for ever (pains: D10)"
     toks = 'xxbos xxmaj one xxrep 3 ! b xxup ok xxwrep 2 no x'.split()
     assert decode_tokens(toks) == ['One', '!!!', 'b', 'OK', 'no', 'no', 'x'] != decode_spec_tokens(toks[1:])
-    for text in ['The film was GOOD !!! So so so good , good .', 'aaaa b 10 10 10']:
+    for text in ['The film was GOOD !!! So so so good , good .', 'aaaa b 10 10 10', 'NO NO NO , Ha Ha Ha !', 'Very very very good']:
         plain = decode_tokens(tokenize([text])[0])
         assert ' '.join(plain) == text
+
+def test_a_tokenizer_of_fastai_with_its_rules(df, tmp_path):
+    "Given to `load_classifier` as it was to `text_corpus`, it reads as it did in training, and every way of asking says the same"
+    tok = Tokenizer(BaseTokenizer())
+    set_seed(0)
+    dls = text_dls(text_corpus(df, tok, cache=tmp_path), bs=8, seq_len=16, device='cpu')
+    learn = quiet(strong(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16)))
+    file, texts = save_text_model(learn, tmp_path/'model.safetensors'), ['A good FILM, so so so good.', 'no']
+    again, want = quiet(load_classifier(file, tok=tok, device='cpu')), predict(learn, texts)
+    assert predict(again, texts).equals(want) and want.pos[0] != predict(again, 'xxfake '*8).pos[0]
+    assert np.abs(again.predict(texts[0])[2].numpy() - want.iloc[0, 1:].to_numpy(float)).max() < 1e-6
+
+def test_a_tokenizer_that_loses_texts(df, tmp_path):
+    "One list a text, or the answers would stand beside the wrong texts"
+    def lose(texts): return [o.split() for o in texts if o.strip()]
+    set_seed(0)
+    dls = text_dls(text_corpus(df, lose, cache=tmp_path), bs=8, seq_len=16, device='cpu')
+    learn = quiet(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16))
+    with pytest.raises(ValueError, match='gave 2 lists for 3 texts'): predict(learn, ['good', ' ', 'bad'])
 
 def test_tables_row_by_row(df, tmp_path):
     "Empty lines are rows, a comma too many moves no column, a stale file of a killed process is not added to"

@@ -9,7 +9,7 @@ __all__ = ['known_words', 'CorpusText', 'CorpusLabel', 'LMLoader', 'TextLoader',
 from fastai.text.all import *
 from .corpus import TextCorpus
 from .data import _flag, _lines, join_fields, text_vocab
-from .tokens import _all_ids
+from .tokens import _all_ids, get_tokenizer
 
 # %% ../nbs/api/batches.ipynb #3bf4b59a
 class _Known(dict):
@@ -162,7 +162,7 @@ class TextLoader(_TextDL):
 # %% ../nbs/api/batches.ipynb #5e0b7d32
 def text_tfms(corpus, tok, vocab, text_col, backwards, labels=None, label_col=('label',), classes=None, several=False):
     "Transforms for `Datasets`: rows of a corpus, texts and tables to ids; with `classes`, `labels` of rows and `label_col` of tables to categories"
-    tfms = [[CorpusText(corpus, text_col), Tokenizer(tok, rules=[]), known_words(vocab), *([reverse_text] if backwards else [])]]
+    tfms = [[CorpusText(corpus, text_col), Tokenizer(get_tokenizer(tok=tok) if isinstance(tok, Tokenizer) else tok, []), known_words(vocab), *[reverse_text]*backwards]]
     if classes is None: return tfms
     return [*tfms, [CorpusLabel(labels, label_col, classes), *([MultiCategorize(classes), OneHotEncode()] if several else [Categorize(classes, sort=False)])]]
 

@@ -43,7 +43,7 @@ def tfidf(
     train,test = (df[df.part.eq(o)] for o in ('train', 'test'))
     grid = grid or dict(tfidfvectorizer__ngram_range=[(1, 1), (1, 2)], logisticregression__C=[.3, 1, 3, 10, 30, 100])
     pipe = pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(sublinear_tf=True), linear_model.LogisticRegression(max_iter=1000))
-    folds = min(5, train.label.value_counts().min(), train.text.str.contains(r'\w\w').sum())
+    folds = min(5, train.label.astype(str).value_counts().min(), train.text.str.contains(r'\w\w').sum())
     if folds < 2: raise ValueError('TF-IDF needs two training texts of each class, and words in them: leave tfidf out of compare=')
     best = model_selection.GridSearchCV(pipe, grid, cv=model_selection.StratifiedKFold(folds, shuffle=True, random_state=seed)).fit(train.text, train.label)
     return pd.Series(best.predict(test.text), test.index), best.best_params_

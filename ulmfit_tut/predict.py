@@ -123,15 +123,13 @@ def decode_tokens(
 ) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
     "Undo `xxmaj`, `xxup`, `xxrep` and `xxwrep` in tokens of fastai's rules, and drop the marks that stand for no text"
     if any(o[:1] == '▁' for o in toks): toks = ''.join(toks).replace('▁', ' ').split()           # SentencePiece's, which carry their blanks
-    res,mark,it = [],None,iter(o for o in toks if o not in (BOS, EOS, PAD))
-    for t in it:
-        if t in (TK_MAJ, TK_UP): mark = t; continue
-        n,w = (next(it, ''),next(it, '')) if t in (TK_REP, TK_WREP) else ('1', t)
-        # a model may write anything behind the mark
-        words = [n, w] if not n.isdecimal() or int(n) > 100 else [w*int(n)] if t == TK_REP else [w]*int(n)
-        if mark and words: words[0],mark = words[0].upper() if mark == TK_UP else words[0].capitalize(),None
-        res += [o for o in words if o]
-    return res
+    res,case = [],{TK_MAJ: str.capitalize, TK_UP: str.upper}
+    for t in reversed([o for o in toks if o not in (BOS, EOS, PAD, '')]):                        # from the end: `xxwrep 3 xxup no` is NO, three times
+        if t in case: res += [case[t](res.pop())] if res else []
+        elif t not in (TK_REP, TK_WREP): res.append(t)
+        elif len(res) > 1 and res[-1].isdecimal() and int(res[-1])*len(res[-2]) <= 1000:         # a model may write anything behind the mark
+            n,w = int(res.pop()),res.pop(); res += [w*n]*(n > 0) if t == TK_REP else [w]*n
+    return res[::-1]
 
 def next_words(
     logits:Tensor, # scores of the vocabulary, a row a text
@@ -158,7 +156,7 @@ def generate(
     "Let a language model write; its hidden state is carried from word to word"
     for k,v in dict(n_words=n_words, n=n, top_k=top_k).items():
         if not (v is None and k == 'top_k' or isinstance(v, numbers.Integral) and v >= 1): raise ValueError(f'{k}={v!r} must be a whole number, at least 1')
-    for k,v,top,and_ in ('temperature', temperature, math.inf, ''), ('top_p', top_p, 1, ' and at most 1'), ('min_p', min_p, 1, ' and at most 1'):
+    for k,v,top,and_ in ('temperature', temperature, 1e300, ', and finite'), ('top_p', top_p, 1, ' and at most 1'), ('min_p', min_p, 1, ' and at most 1'):
         if not (v is None and top == 1 or isinstance(v, numbers.Real) and 0 <= v <= top): raise ValueError(f'{k}={v!r} must be a number, at least 0{and_}')
     if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,turn,res = words_of(learn),_ids(learn, [text])[0],-1 if about(learn)['backwards'] else 1,[]

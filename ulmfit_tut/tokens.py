@@ -64,6 +64,7 @@ def _work(items, tok, encoding, root):
     if isinstance(tok, ChunkTokenizer): ids,lens,names = tok.encode(texts)
     else:
         toks,types = [list(o) for o in tok(texts)],_Numbers()
+        if len(toks) != len(texts): raise ValueError(f'The tokenizer {tok!r:.60} gave {len(toks)} lists for {len(texts)} texts: it must give one for each')
         ids,lens,names = _number(types, [*itertools.chain(*toks)]),np.array([*map(len, toks)], np.int64),types.names
     here = np.bincount(ids) > 0                                                        # of all that the tokenizer knows
     ids,names = (here.cumsum() - 1)[ids].astype(np.int32),[names[i] for i in np.flatnonzero(here)]

@@ -18,8 +18,8 @@ def _words(toks):
         if plain[i] in (BOS, EOS, PAD, FLD) or plain[i-1] == FLD: continue                                    # of a column its number, too
         if pieces and t[:1] != '▁' and len(res) > 1 and not res[-1]: res[-2].append(i); continue
         res[-1].append(i)
-        # a mark of repetition, a number, the word
-        if decode_tokens([plain[j] for j in res[-1]]) and not {TK_REP, TK_WREP} & {plain[j] for j in res[-1][-2:]}: res.append([])
+        # a mark of repetition, a number, a mark of capitals, the word
+        if plain[i] not in (TK_MAJ, TK_UP) and not {TK_REP, TK_WREP} & {plain[j] for j in res[-1][-2:]}: res.append([])
     return [o for o in res if o]
 
 def why(
