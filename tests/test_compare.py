@@ -19,3 +19,5 @@ def test_baselines_see_train_alone():
     assert majority(df).tolist() == ['neg']*6 and majority(df).index.tolist() == [*range(4, 10)]
     flipped = df.assign(label=[*df.label[:4], *['neg']*6])
     pd.testing.assert_series_equal(tfidf(df)[0], tfidf(flipped)[0])
+    with_unused = df.assign(label=pd.Categorical(df.label, ['neg', 'pos', 'unused']))          # of which no text is there
+    assert tfidf(with_unused)[0].tolist() == tfidf(df)[0].tolist() and majority(with_unused).tolist() == ['neg']*6

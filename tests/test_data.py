@@ -322,6 +322,8 @@ def test_options_of_another_kind_of_source(folder, tmp_path):
 def test_a_column_twice_in_a_file(tmp_path):
     (tmp_path/'t.csv').write_text('text,label,text\n' + 'good,a,other\nbad,b,other\n'*9)
     fails(lambda: get_texts(tmp_path/'t.csv'), "2 columns named 'text'", 'text.1')
+    twice = pd.DataFrame(dict(text=['a', 'b']*10, label=['x', 'y']*10))
+    for cols in (['text', 'label'], ['text', 'text']): fails(lambda: get_texts(twice, text_col=cols), 'one each for text_col=, label_col=, split_col=')
 
 def test_blanks_around_labels_and_parts():
     df = pd.DataFrame(dict(text=[f'film {i}' for i in range(12)], label=['a', 'a ', ' b']*4, part=['train']*6 + ['Test ']*2 + [' valid', 'val', 'unsup', 'TRAIN']))

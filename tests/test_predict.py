@@ -231,7 +231,7 @@ def test_generate(df):
     odd = "Zorblax didn't like <b>2000</b> soooo good films, it"
     assert generate(learn, odd, 3, seed=0)[0].startswith(f'{odd} ') and generate(lm(df, backwards=True), odd, 3, seed=0)[0].endswith(f' {odd}')
     assert generate(learn, odd, 9, seed=0)[0].removeprefix(odd) == generate(learn, f' {odd}\n', 9, seed=0)[0].removeprefix(odd)
-    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(top_k=0), 'top_k'), (dict(top_k=2.5), 'whole number'), (dict(top_p=2), 'top_p'), (dict(n_words='9'), 'whole number'), (dict(n_words=None), 'n_words=None'), (dict(n=None), 'n=None'), (dict(temperature=None), 'temperature=None'), (dict(min_p='a'), 'a number'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
+    for kw, has in [(dict(temperature=-1), 'temperature'), (dict(temperature=float('inf')), 'finite'), (dict(top_k=0), 'top_k'), (dict(top_k=2.5), 'whole number'), (dict(top_p=2), 'top_p'), (dict(n_words='9'), 'whole number'), (dict(n_words=None), 'n_words=None'), (dict(n=None), 'n=None'), (dict(temperature=None), 'temperature=None'), (dict(min_p='a'), 'a number'), (dict(min_p=2), 'min_p'), (dict(n_words=0), 'n_words'), (dict(n=0), 'n=0')]:
         with pytest.raises(ValueError, match=has): generate(learn, 'The film', **kw)
 
 def test_next_words_by_hand():
@@ -271,11 +271,28 @@ def test_a_tokenizer_of_fastai_with_its_rules(df, tmp_path):
     assert predict(again, texts).equals(want) and want.pos[0] != predict(again, 'xxfake '*8).pos[0]
     assert np.abs(again.predict(texts[0])[2].numpy() - want.iloc[0, 1:].to_numpy(float)).max() < 1e-6
 
+def test_a_prefix_of_stock_loaders_is_refused(short):
+    "`ColReader` can put words before each text; `predict` would leave them out"
+    from fastai.text.all import CategoryBlock, DataBlock, TextBlock
+    rows = short[short.label.ne('')].iloc[:24].assign(is_valid=[i % 4 == 0 for i in range(24)])
+    def learner(**kw):
+        block = DataBlock((TextBlock.from_df('text', seq_len=16), CategoryBlock), get_x=ColReader('text', **kw), get_y=ColReader('label'), splitter=ColSplitter())
+        return quiet(text_classifier_learner(block.dataloaders(rows, bs=4, seq_len=16, device='cpu', num_workers=0), AWD_LSTM, seq_len=16, pretrained=False, config={**awd_lstm_clas_config, **small}))
+    assert len(predict(learner(), ['a film'])) == 1
+    with pytest.raises(ValueError, match='changes its texts by'): predict(learner(pref='review '), ['a film'])
+
+def test_a_table_with_two_columns_of_one_name(df, tmp_path):
+    "pandas calls the second one of a file `text.1`, and which is meant nobody knows"
+    (tmp_path/'a.csv').write_text('text,text\ngood,bad\n')
+    with pytest.raises(ValueError, match=r"no single column \['text'\]"): predict_csv(classifier(df), tmp_path/'a.csv', tmp_path/'b.csv')
+    assert [o.name for o in tmp_path.iterdir()] == ['a.csv']
+
+def lose_blank(texts): return [o.split() for o in texts if o.strip()]
+
 def test_a_tokenizer_that_loses_texts(df, tmp_path):
     "One list a text, or the answers would stand beside the wrong texts"
-    def lose(texts): return [o.split() for o in texts if o.strip()]
     set_seed(0)
-    dls = text_dls(text_corpus(df, lose, cache=tmp_path), bs=8, seq_len=16, device='cpu')
+    dls = text_dls(text_corpus(df, lose_blank, cache=tmp_path), bs=8, seq_len=16, device='cpu')
     learn = quiet(text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, **small}, pretrained=False, seq_len=16))
     with pytest.raises(ValueError, match='gave 2 lists for 3 texts'): predict(learn, ['good', ' ', 'bad'])
 

@@ -108,6 +108,13 @@ def test_part_missing(tmp_path, gone):
 
 def test_nothing_but_the_result(tmp_path): check(make(tmp_path/'r', predictions=None, **{o:None for o in COLS}))
 
+def test_what_is_said_of_guessing_and_of_the_start(tmp_path):
+    "The class that is most common in train, not in test, as in the comparison; a model that began with nothing was not fine-tuned"
+    run = make(tmp_path/'a', texts=('good', 'bad', 'fine'), data=[('train', 'neg', 3, 9, 0), ('train', 'pos', 4, 9, 0), ('valid', 'pos', 1, 9, 0), ('test', 'neg', 2, 9, 0), ('test', 'pos', 1, 9, 0)])
+    assert '<b>33.3\u00a0%</b><span>right by always naming the class that is most common in train' in page(run)
+    said = re.sub(r'\s+', ' ', page(make(tmp_path/'b', cfg=dict(pretrained='none'))))
+    assert 'from random weights. As a language model it read these texts for 2 epochs, and then learned to tell' in said
+
 def test_unfinished_run(tmp_path):
     run = make(tmp_path/'r')
     (run/'test.json').unlink()

@@ -207,6 +207,15 @@ def test_word_counts_without_words(short):
     emoji = get_texts(short.assign(text=[':-) 😀'*(1 + i%5) for i in range(len(short))]), split_col='part')
     with pytest.raises(ValueError, match='words in them: leave tfidf out of compare='): tfidf(emoji)
 
+def test_a_mistake_leaves_no_run_behind(short, tmp_path):
+    "What the message says to do, would be another run; a file that a killed run left half-written is none"
+    emoji, out = short.assign(text=[':-) 😀'*(1 + i%5) for i in range(len(short))]), tmp_path/'run'
+    with pytest.raises(ValueError, match='leave tfidf out of compare='): ulmfit(emoji, out, **fast)
+    assert not out.exists()
+    out.mkdir(); (out/'.config.json.1-2.tmp').write_text('{')
+    assert not runs.unfinished(out, dict(seed=1)) and ulmfit(emoji, out, compare=(), **fast | dict(lm_epochs=(0, 0), epochs=(1, 0, 0, 0))) is not None
+    assert (out/'report.html').exists() and not [*out.glob('.*')]
+
 def test_a_command_that_is_stopped(monkeypatch):
     def stop(m): raise KeyboardInterrupt
     with pytest.raises(SystemExit, match='Stopped. Nothing was written.'): cli._run('ulmfit-predict', {}, 'cli', stop, 'Nothing was written.')

@@ -35,7 +35,7 @@ class _LookUp(Transform):
 class CorpusText(_LookUp):
     "The tokens of a row of a corpus; the text of a row of a table"
     def texts(self, df):
-        if gone := [c for c in self.cols if [*df.columns].count(c) != 1]:
+        if gone := [c for c in self.cols if [*df.columns].count(c) + (f'{c}.1' in df) != 1]:              # of a file, pandas names the second `.1`
             raise ValueError(f'The table has no single column {gone}; its columns are {[*df.columns]}: rename one, or give predict its name by text_col=')
         return list(join_fields(df, self.cols))
     def encodes(self, o:pd.Series): return self.texts(o.to_frame().T)[0]
@@ -160,11 +160,12 @@ class TextLoader(_TextDL):
         return (x,) if self.ys is None else (x, self.ys[b])
 
 # %% ../nbs/api/batches.ipynb #5e0b7d32
-def text_tfms(corpus, tok, vocab, text_col, backwards, labels=None, label_col=('label',), classes=None, several=False):
-    "Transforms for `Datasets`: rows of a corpus, texts and tables to ids; with `classes`, `labels` of rows and `label_col` of tables to categories"
-    tfms = [[CorpusText(corpus, text_col), Tokenizer(get_tokenizer(tok=tok) if isinstance(tok, Tokenizer) else tok, []), known_words(vocab), *[reverse_text]*backwards]]
-    if classes is None: return tfms
-    return [*tfms, [CorpusLabel(labels, label_col, classes), *([MultiCategorize(classes), OneHotEncode()] if several else [Categorize(classes, sort=False)])]]
+def text_tfms(corpus, tok, vocab, cols, backwards, labels=None, label_col=('label',), classes=None, several=False):
+    "Transforms for `Datasets`: rows of a corpus, texts, `cols` of tables to ids; with `classes`, `labels` of rows and `label_col` of tables to categories"
+    # fastai's `Tokenizer` brings rules of its own
+    t = [CorpusText(corpus, cols), Tokenizer(get_tokenizer(tok=tok) if isinstance(tok, Tokenizer) else tok, []), known_words(vocab)] + [reverse_text]*backwards
+    if classes is None: return [t]
+    return [t, [CorpusLabel(labels, label_col, classes), *([MultiCategorize(classes), OneHotEncode()] if several else [Categorize(classes, sort=False)])]]
 
 # %% ../nbs/api/batches.ipynb #b5a66ccc
 def text_dls(

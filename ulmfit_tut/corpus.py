@@ -35,7 +35,6 @@ class TextCorpus:
         res,keep,lens = np.zeros(len(self.types), np.int64),np.zeros(len(self), bool),np.diff(self.offsets)
         keep[np.asarray(rows) if len(rows) else []] = True
         for a,b in _stretches(self.offsets[:-1], 2**22):
-            if not keep[a:b].any(): continue
             # read and dropped; what is mapped stays in memory
             ids = np.fromfile(self.path/'ids.bin', self.ids.dtype, lens[a:b].sum(), offset=self.offsets[a]*self.ids.itemsize)
             res += np.bincount(ids[np.repeat(keep[a:b], lens[a:b])], minlength=len(res))

@@ -110,9 +110,10 @@ def texts_from_df(
     text_cols,label_cols = (np.array([] if o is None else o, object).ravel().tolist() for o in (text_col, label_col))     # `df.columns[1:]`, too
     def refuse(bad, what):
         if len(at := np.flatnonzero(bad)): raise ValueError(f'{name}: {what} in rows {at[:5].tolist()} ({len(at)} in all, counted from 0): fill or drop them')
-    for c in (*text_cols, *label_cols, *listify(split_col)):
+    for c in (cols := [*text_cols, *label_cols, *listify(split_col)]):
         # of a file, pandas names the second `.1`
-        if (n := [*df.columns].count(c) + (f'{c}.1' in df)) != 1: raise ValueError(f'{name} has {n} columns named {c!r} of {[*df.columns]}: set text_col= ...')
+        if (n := [*df.columns].count(c) + (f'{c}.1' in df), cols.count(c)) != (1, 1):
+            raise ValueError(f'{name} has {n} columns named {c!r} of {[*df.columns]}: one each for text_col=, label_col=, split_col=')
     if split_col is None and 'is_valid' in df: warnings.warn(f"{name}: its column 'is_valid' holds nothing back, unless split_col='is_valid' says so")
     df = df.reset_index(drop=True)
     for c in text_cols: refuse([not isinstance(o, str) or not o.strip() for o in df[c]], f'{c!r} is empty or no text')
@@ -166,7 +167,7 @@ def get_texts(
         raise ValueError(f'{name}: text_col=, label_col=, split_col= are for tables, labels=, unlabelled= for folders: leave out, or name another source')
     if not df.is_valid.any(): df.loc[df.part.ne('test'), 'is_valid'] = _cut(df[df.part.ne('test')], valid_pct, seed)
     gone = df[df.part.eq('train') & df.label.map(type).eq(str)].groupby('label').is_valid.all()
-    if gone.any(): raise ValueError(f'Classes {[*gone[gone].index]} have no text to train on beside validation: give them more, or lower valid_pct={valid_pct}')
+    if gone.any(): raise ValueError(f'Classes {[*gone[gone].index]} have no text to train on beside validation: give more, or hold back less ({valid_pct=})')
     return df
 
 def _fetch(url, *files, kind='data', instead='source="mini"'):

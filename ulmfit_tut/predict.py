@@ -14,7 +14,7 @@ from .files import load_weights, replacing
 from .tokens import _all_ids, get_tokenizer
 
 # %% ../nbs/07_predict.ipynb #2c062305
-_lock,_known = threading.RLock(),(Tokenizer, Numericalize, ToTensor, CorpusText, ColReader, Pad_Chunk, Pad_Input)
+_lock,_known = threading.RLock(),(Tokenizer, Numericalize, ToTensor, CorpusText, Pad_Chunk, Pad_Input)
 
 @contextmanager
 def _reading(learn):
@@ -31,7 +31,7 @@ def _ids(learn, texts):
     dl,ds,mine = learn.dls.train,learn.dls.train_ds,about(learn)
     if mine['tokenizer'] is None: raise ValueError('This learner was made from numbers: build its DataLoaders with text_dls or TextDataLoaders')
     tfms = [o for p in (ds.tls[0].tfms, dl.after_item, dl.before_batch, dl.after_batch) for o in p.fs if not isinstance(o, _known)]
-    if odd := [o for o in tfms if o.name not in ('reverse_text', 'attrgetter', 'noop')]:
+    if odd := [o for o in tfms if o.name not in ('reverse_text', 'attrgetter', 'noop') and (getattr(o, 'pref', True) or o.suff)]:      # of `ColReader`
         raise ValueError(f'This learner changes its texts by {odd}, which is not repeated here: learn.get_preds(dl=learn.dls.test_dl(items)) does')
     num = o if isinstance(o := getattr(getattr(ds, 'numericalize', None), 'o2i', None), _Known) else known_words(words_of(learn)).o2i
     ids,lens,types = _all_ids(texts, get_tokenizer(tok=ds.tokenizer), 0, False)

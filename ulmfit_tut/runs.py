@@ -39,10 +39,10 @@ def unfinished(
 ) -> bool: # whether it goes on
     "Look for an unfinished run of these data and settings, or with a larger `bs`, in the folder `out`; `FileExistsError` if it holds anything else"
     if (out/'report.html').exists(): raise FileExistsError(f'{out} holds a finished run: choose another folder with out=...')
-    if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
+    if not out.exists() or out.is_dir() and all(o.suffix == '.tmp' for o in out.iterdir()): return False       # of a run that was killed at once
     if not (out/'config.json').exists(): raise FileExistsError(f'{out} is a file, or not empty and no run folder: choose another with out=...')
     old = json.loads((out/'config.json').read_text(encoding='utf8'))
-    if diff := [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in config.items() if old.get(k) != v and not (k == 'bs' and v < old.get(k, 0))]:
+    if diff := [f'{k} was {old.get(k)!r:.60} and is {v!r:.60}' for k,v in config.items() if old.get(k) != v and not (k == 'bs' and v < old.get(k, 0))]:
         raise FileExistsError(f'{out} holds an unfinished run of another kind ({"; ".join(diff)}): repeat that one, or choose another folder with out=...')
     return True
 

@@ -110,13 +110,13 @@ def ulmfit(
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())
     lm,clas = (text_dls(corpus, vocab, o, c['bs'], seq_len, device='cpu') for o in (True, False))    # raises where texts do not fill a batch
-    unfinished(out, config); write({**config, 'vocab_sz': len(vocab)}, out/'config.json')            # asked again: another run may have begun meanwhile
     print(f'{corpus}; {df.part.value_counts().to_dict()}. {len(vocab):,} words, {len(set(vocab) - set(old)):,} of them new to {pretrained}\n'
           f'The first text begins: {" ".join(df.text.iloc[0].split())[:60]!r}' + f'\n{n_long:,} texts exceed the 1,440 tokens that the head sees'*(n_long > 0))
     print(f'About {minutes(lm, clas, c, sizes):.1f} minutes{" in all"*goes_on} on {c["device"]}, {sum(c["epochs"])} epochs of the classifier. Folder: {out}')
 
     test,simple = df[df.part.eq('test')],dict(majority=majority, tfidf=lambda df: tfidf(df, seed)[0])
     rows = [(arms[k], '', (f(df) == test.label).sum()) for k,f in simple.items() if k in c['compare']]
+    unfinished(out, config); write({**config, 'vocab_sz': len(vocab)}, out/'config.json')            # asked again: another run may have begun meanwhile
     for name,settings in _arms(c):
         if progress: print(f'\n{name}')
         learn,trained = _arm(corpus, settings, sizes, out, out/'state'/name.replace(',', ''), progress)
@@ -133,7 +133,7 @@ def ulmfit(
         with contextlib.suppress(ValueError): reasons.append(why(learn, o).assign(text=i))            # a text without words gives none
     if reasons: write(pd.concat(reasons), out/'why.csv')
     report(out)
-    shutil.rmtree(out/'state', ignore_errors=True)
+    for o in (out/'state', *out.glob('.*.tmp')): shutil.rmtree(o, ignore_errors=True) if o.is_dir() else o.unlink(missing_ok=True)     # of killed runs, too
     res = tables['metrics'].merge(tables['timings'])
     print(f'\n{res.to_string(index=False, na_rep="", float_format="{:.4g}".format)}\n\nTest, looked at once:')
     print(f'{table.round(3).to_string(index=False)}\n\n{out/"report.html"} shows it all')
