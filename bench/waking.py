@@ -6,8 +6,8 @@
 
 Group by group or all at once, times one rate for all layers or 2.6 between neighbours: four ways to train the same classifier, of 14 epochs each. The
 fifth is what `ulmfit` does: group by group, 1.2 between neighbours. All start from `movies`, as it ships, which has read the training and unlabelled reviews
-of IMDb without labels: what is left of ULMFiT after the language model. Everything else is as in `labels.py`, the last 150 words of a review too. Labels are drawn by seed, half of each class, and 2,000 training reviews
-that no seed draws judge. No test review is read.
+of IMDb without labels: what is left of ULMFiT after the language model. Everything else is as in `labels.py`, the last 150 words of a review too. Labels are
+drawn by seed, half of each class, and 2,000 training reviews that no seed draws judge. No test review is read.
 
 `choose` tries six or seven rates for each way, on two draws of 400 labels and 1,000 reviews to judge, none of which judges later. Two
 processes may share the work, by `--ways`.

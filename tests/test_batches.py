@@ -407,8 +407,13 @@ def test_several_labels_from_any_table(short, tmp_path):
             dl = dls.test_dl(table[:8], with_labels=True, bs=8)
             for i, y in zip(dl.get_idxs(), dl.one_batch()[1]): assert {k for k, on in zip(dls.vocab[1], y) if on} == want[i]
     plain = get_texts(short, split_col='part')                                          # one column once, of which the user made lists
-    dls = text_dls(text_corpus(plain.assign(label=plain.label.map(lambda l: [l, 'film'] if l else l)), cache=tmp_path), bs=4, seq_len=8, device='cpu')
-    assert dls.vocab[1] == ['film', 'neg', 'pos'] and dls.one_batch()[1].sum(1).eq(2).all()
+    for kind in (list, tuple, np.array):
+        own = plain.assign(label=[kind([l, 'film']) if l else l for l in plain.label])
+        dls = text_dls(text_corpus(own, cache=tmp_path), bs=4, seq_len=8, device='cpu')
+        assert dls.vocab[1] == ['film', 'neg', 'pos'] and dls.one_batch()[1].sum(1).eq(2).all()
+        assert dls.test_dl(own[own.part.eq('train')], with_labels=True).one_batch()[1].sum(1).eq(2).all()
+    stars = text_dls(text_corpus(plain.assign(label=np.float32(plain.label.eq('pos'))), cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    assert stars.test_dl(plain.assign(label=np.float32(plain.label.eq('pos'))), with_labels=True).one_batch()[1].max() == 1
 
 def test_a_label_that_got_lost(short, tmp_path):
     "A `map` that forgets a class leaves gaps, which must not become a class `nan`; texts without labels may have them"

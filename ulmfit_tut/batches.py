@@ -43,13 +43,13 @@ class CorpusText(_LookUp):
 class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
-        if isinstance(v := o.get('label'), tuple): return list(v)                           # of `get_texts`
+        if isinstance(v := o.get('label'), (tuple, list, np.ndarray)): return [*map(str, v)]                  # of `get_texts`
         if len(self.cols) > 1:
             if bad := {c: o[c] for c in self.cols if _flag(o[c]) is None}: raise ValueError(f'{bad}: of several labels each is 0 or 1; fill it, or drop it')
             return [str(c) for c in self.cols if _flag(o[c])]
         v = o[self.cols[0]]
         # 1.0 is the class 1 beside missing labels; blanks around a name go, but where they belong to it, as to a folder's
-        return str(v) if str(v) in self.classes else str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
+        return str(v) if str(v) in self.classes else str(int(v)) if isinstance(v, (float, np.floating)) and v.is_integer() else str(v).strip()
 
 # %% ../nbs/api/batches.ipynb #d87c1475
 def _rows(items): return not isinstance(items, pd.DataFrame) and isinstance(first(items), numbers.Integral)
@@ -192,7 +192,7 @@ def text_dls(
     if empty := [p for p,i in zip(('training', 'validation'), rows) if not len(i)]: raise ValueError(f'There are no {empty[0]} texts')
     most = min(int(lens[i].sum()) - 1 for i in rows) if is_lm else len(rows[0])
     if most < bs: raise ValueError(f'The {"language model" if is_lm else "classifier"}\'s texts fill no batch of bs={bs}: the largest that works is bs={most}')
-    (text_col,label_col),labels = map(df.attrs.get, ('text_col', 'label_col')),[[*o] if is_listy(o) else str(o) for o in df.label.convert_dtypes()]
+    (text_col,label_col),labels = map(df.attrs.get, ('text_col', 'label_col')),[[*map(str, o)] if np.ndim(o) else str(o) for o in df.label.convert_dtypes()]
     if not text_col and FLD in corpus[rows[0][0]][:2]: raise ValueError("pandas lost the text columns: set corpus.df.attrs['text_col'] to their names")
     if (len(label_col or []) > 1) != (several := isinstance(labels[rows[0][0]], list)): label_col = None        # the labels are no longer those columns
     if not is_lm and (bad := df.label.iloc[np.concatenate(rows)].isna()).any(): raise ValueError(f'Rows {[*bad[bad].index[:5]]} lack a label: drop them')
