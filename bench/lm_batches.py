@@ -10,14 +10,15 @@
 one chooses the rate of a batch size, by both seeds, and the others judge. Each is read alone, from a fresh state: a loader would cut the stream of texts
 into as many rows as the batch has, and so ask each batch size another question. No test review is read.
 """
-import argparse, fcntl, functools, json, math, tempfile, time
-from labels import Path, fit, get_texts, lm_learner, lm_stages, machine, np, pd, pretrained_lm, replacing, results, set_seed, text_corpus, text_dls, torch
+import argparse, functools, math, time
+import epochs
+from labels import fit, get_texts, lm_learner, lm_stages, machine, np, pd, pretrained_lm, results, set_seed, text_corpus, text_dls, torch
 from ulmfit_tut.compare import paired_difference
 from ulmfit_tut.runs import steady_memory
 
 out = results/'lm-batches.json'
 sizes, lrs, seeds = (8, 16, 32, 64), (5e-3, 1e-2, 2e-2, 4e-2), (0, 1)
-epochs, frozen_lr, drop_mult, base = (1, 4), 2e-2, .3, 16                            # the defaults of `ulmfit`
+lm_epochs, frozen_lr, drop_mult, base = (1, 4), 2e-2, .3, 16                         # the defaults of `ulmfit`
 
 @functools.cache
 def drawn():
@@ -37,15 +38,8 @@ def losses(learn, texts):
             res.append(float(torch.nn.functional.cross_entropy(learn.model(ids[None, :-1])[0][0], ids[1:], reduction='sum')))
     return res
 
-def load(): return json.loads(out.read_text()) if out.exists() else dict(rows=[])
-
-def change(f):
-    "Another process may write at the same time"
-    with open(Path(tempfile.gettempdir())/'ulmfit_tut-lm-batches.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        d = load()
-        f(d)
-        with replacing(out) as tmp: tmp.write_text(json.dumps(d, indent=1) + '\n')
+load = functools.partial(epochs.load, out)
+change = functools.partial(epochs.change, file=out, indent=1)
 
 def key(o): return o['bs'], o['lr'], o['seed']
 
@@ -55,8 +49,8 @@ def run(some, rates, draws):
         corpus, vocab, held = drawn()
         set_seed(seed)
         learn, t = lm_learner(text_dls(corpus, vocab, is_lm=True, bs=bs, seed=seed, device='cpu'), 'wiki', drop_mult), time.process_time()
-        fit(learn, lm_stages(epochs, (frozen_lr, lr)), seed)
-        row = dict(bs=bs, lr=lr, seed=seed, steps=len(learn.dls.train)*sum(epochs), cpu_seconds=round(time.process_time() - t, 1),
+        fit(learn, lm_stages(lm_epochs, (frozen_lr, lr)), seed)
+        row = dict(bs=bs, lr=lr, seed=seed, steps=len(learn.dls.train)*sum(lm_epochs), cpu_seconds=round(time.process_time() - t, 1),
                    losses=[round(o, 3) for o in losses(learn, [torch.as_tensor(learn.dls.valid.items[i]).long() for i in range(len(held))])])
         change(lambda d: d['rows'].append(row))
         print({k: v for k, v in row.items() if k != 'losses'}, round(math.exp(sum(row['losses'])/sum(asked())), 2), flush=True)
@@ -81,7 +75,7 @@ def collect():
                     by_seed=[perplexity(o, judge) for o in grid(b, best[b])], cpu_seconds=float(np.mean([o['cpu_seconds'] for o in d['rows'] if o['bs'] == b])),
                     **({} if b == base else dict(zip(('times', 'low', 'high'), map(float, np.exp(paired_difference(per_guess[b], per_guess[base]))))))) for b in sizes]
     change(lambda d: d.update(tried=tried, summary=summary, texts=dict(choice=len(n[choice]), judge=len(n[judge]), guesses=int(n[judge].sum())),
-        settings=dict(start='wiki', epochs=epochs, frozen_lr=frozen_lr, drop_mult=drop_mult, base=base, training_tokens=int(np.diff(drawn()[0].offsets).sum() - n.sum() - len(n))),
+        settings=dict(start='wiki', epochs=lm_epochs, frozen_lr=frozen_lr, drop_mult=drop_mult, base=base, training_tokens=int(np.diff(drawn()[0].offsets).sum() - n.sum() - len(n))),
         machine=machine(), date=time.strftime('%Y-%m-%d'),
         command='; '.join(['python bench/lm_batches.py run --seeds 0 --lrs 5e-3 1e-2 2e-2', 'python bench/lm_batches.py run --seeds 0 --sizes 32 64 --lrs 4e-2',
             'python bench/lm_batches.py run --seeds 1 --sizes 8 16 --lrs 1e-2 2e-2', 'python bench/lm_batches.py run --seeds 1 --sizes 32 64 --lrs 2e-2 4e-2', 'python bench/lm_batches.py collect'])))
