@@ -53,30 +53,32 @@ def mini(work):
 @functools.cache
 def imdb(work): return epochs.prepared(work)
 
-def trained(things, df, valid, name, n, seed):
-    "Right answers of a classifier for the texts at `valid`, which it has not seen"
-    corpus, vocab, sizes, enc = things
-    set_seed(seed)
-    dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=batch.get(name, bs), valid=valid, seed=seed, device='cpu')
-    learn = classifier_learner(dls, sizes, enc, .3)
-    fit(learn, stages(name, n), seed)
-    with learn.no_bar(): probs, y = learn.get_preds()
-    return (probs.argmax(1) == y).numpy()
+def thirds(df, seed):
+    "The embedded reviews and the positions of each third of their labels"
+    lab = df[df.part.eq('train')]
+    return [(df, lab.index[va]) for _, va in StratifiedKFold(folds, shuffle=True, random_state=seed).split(lab.text, lab.label)]
+
+def answers(things, asked, stages, bs, seed):
+    "Right answers in the order of the texts: of each table in `asked`, the texts at its positions, by a classifier that has not seen them"
+    (corpus, vocab, sizes, enc), res = things, []
+    for df, valid in asked:
+        set_seed(seed)
+        dls = text_dls(TextCorpus(corpus.path, df, corpus.tok), vocab, bs=bs, valid=valid, seed=seed, device='cpu')
+        learn = classifier_learner(dls, sizes, enc, .3)
+        fit(learn, stages, seed)
+        with learn.no_bar(): probs, y = learn.get_preds()
+        res.append(pd.Series((probs.argmax(1) == y).numpy(), valid))
+    return pd.concat(res).sort_index().to_numpy()
 
 def one(source, name, n, seed, work):
-    if source == 'imdb':
-        things = imdb(work['imdb'])
-        df = things[0].df.copy()
-        idle, order = drawn(df, seed)
-        df.loc[df.part.eq('train') & ~np.isin(np.arange(len(df)), [*idle, *order[:400]]), 'part'] = 'unused'
-        return trained(things, df, idle, name, n, seed)
-    things = mini(work['mini'])
+    things = dict(mini=mini, imdb=imdb)[source](work[source])
     df = things[0].df
-    lab = df[df.part.eq('train')]
-    right = pd.Series(False, lab.index)
-    for _, va in StratifiedKFold(folds, shuffle=True, random_state=seed).split(lab.text, lab.label):
-        right[lab.index[va]] = trained(things, df, lab.index[va], name, n, seed)
-    return right.to_numpy()
+    if source == 'mini': asked = thirds(df, seed)
+    else:
+        idle, order = drawn(df, seed)
+        used = np.isin(np.arange(len(df)), [*idle, *order[:400]])
+        asked = [(df.assign(part=df.part.mask(df.part.eq('train') & ~used, 'unused')), idle)]
+    return answers(things, asked, stages(name, n), batch.get(name, bs), seed)
 
 load = functools.partial(epochs.load, out)
 change = functools.partial(epochs.change, file=out, indent=1)

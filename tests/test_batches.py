@@ -3,7 +3,7 @@ import multiprocessing, pickle, warnings
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pandas as pd, pytest, torch
 from fastai.distributed import DistributedDL
-from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, TfmdLists, Tokenizer, accuracy,
+from fastai.text.all import (AWD_LSTM, ClassificationInterpretation, DataLoaders, Datasets, L, LMDataLoader, Numericalize, Perplexity, SortedDL, TensorText, TfmdLists, Tokenizer, accuracy,
     accuracy_multi, awd_lstm_clas_config, awd_lstm_lm_config, language_model_learner, load_learner, set_seed, text_classifier_learner)
 from ulmfit_tut.batches import LMLoader, TextLoader, known_words, text_dls
 from ulmfit_tut.corpus import text_corpus
@@ -229,9 +229,10 @@ def test_valid_by_mask(corpus, vocab):
     dls = text_dls(corpus, vocab, bs=4, valid=mask, device='cpu')
     assert list(dls.valid_ds.items) == np.flatnonzero(mask).tolist()
     one = int(np.flatnonzero(mask)[0])
+    assert list(text_dls(corpus, vocab, bs=4, valid=mask.sample(frac=1, random_state=0), device='cpu').valid_ds.items) == np.flatnonzero(mask).tolist()
     assert list(text_dls(corpus, vocab, bs=4, valid=one, device='cpu').valid_ds.items) == [one]
     tests = np.flatnonzero(corpus.df.part.eq('test'))                   # as positions within a part of the table would hit them
-    for bad in ([-1], [len(corpus)], mask[:9], mask.astype(int), [3, 3], 'valid', [.5], [one, tests[0]]):
+    for bad in ([-1], [len(corpus)], mask[:9], mask.set_axis(mask.index + 1), mask.astype(int), [3, 3], 'valid', [.5], [one, tests[0]]):
         with pytest.raises(ValueError, match='valid'): text_dls(corpus, vocab, bs=4, valid=bad)
 
 def test_words_of_validation_stay_unknown(tmp_path):
@@ -411,7 +412,8 @@ def test_several_labels_from_any_table(short, tmp_path):
         own = plain.assign(label=[kind([l, 'film']) if l else l for l in plain.label])
         dls = text_dls(text_corpus(own, cache=tmp_path), bs=4, seq_len=8, device='cpu')
         assert dls.vocab[1] == ['film', 'neg', 'pos'] and dls.one_batch()[1].sum(1).eq(2).all()
-        assert dls.test_dl(own[own.part.eq('train')], with_labels=True).one_batch()[1].sum(1).eq(2).all()
+        for again in (own, own.assign(label=own.label.map(set)), own.assign(label=own.label.map(L))):
+            assert dls.test_dl(again[again.part.eq('train')], with_labels=True).one_batch()[1].sum(1).eq(2).all()
     stars = text_dls(text_corpus(plain.assign(label=np.float32(plain.label.eq('pos'))), cache=tmp_path), bs=4, seq_len=8, device='cpu')
     assert stars.test_dl(plain.assign(label=np.float32(plain.label.eq('pos'))), with_labels=True).one_batch()[1].max() == 1
 

@@ -127,7 +127,7 @@ def test_columns():
     for bad, word in [(None, 'text'), (float('nan'), 'text'), ('  ', 'text')]: fails(lambda: texts_from_df(df.assign(text=['a', bad, *'cdef'])), 'rows [1]', word)
     fails(lambda: texts_from_df(df.assign(label=['x', None, *'xyxy'])), 'rows [1]', 'label')
     fails(lambda: texts_from_df(df.assign(label='x')), 'one class')
-    fails(lambda: texts_from_df(df.assign(part=['train', 'dev'] + ['test']*4), split_col='part'), 'rows [1]', 'train, valid')
+    fails(lambda: texts_from_df(df.assign(part=['train', 'held'] + ['test']*4), split_col='part'), 'rows [1]', 'train, valid', "but ['held']")
     fails(lambda: texts_from_df(df.assign(label=list('xyxyxz')), split_col='part'), "['z']")
     fails(lambda: texts_from_df(df.assign(label=list('xyyyxy')), split_col='part'), "one text of class 'x'")
 
@@ -331,7 +331,7 @@ def test_blanks_around_labels_and_parts():
     assert set(got.label) == {'a', 'b', ''} and got.part.tolist() == ['train']*6 + ['test']*2 + ['train']*2 + ['unsup', 'train'] and got.is_valid.tolist() == [False]*8 + [True]*2 + [False]*2
     assert texts_from_df(df.assign(part=[0., 1.]*6), split_col='part').part.tolist() == ['train', 'test']*6
 
-@pytest.mark.parametrize('name', ['valid', 'val', 'validation'])
+@pytest.mark.parametrize('name', ['valid', 'val', 'validation', 'dev'])
 def test_the_folder_to_validate_on(folder, name):
     for o in ('good', 'bad'): (folder/name/o).mkdir(parents=True); (folder/name/o/'1.txt').write_text(f'a {o} one')
     df = get_texts(folder)

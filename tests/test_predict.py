@@ -255,7 +255,7 @@ def test_decoding_anything(toks):
 def test_decoding():
     "fastai's decoder keeps a mark for ever (pains: D10)"
     toks = 'xxbos xxmaj one xxrep 3 ! b xxup ok xxwrep 2 no x'.split()
-    assert decode_tokens(toks) == ['One', '!!!', 'b', 'OK', 'no', 'no', 'x'] != decode_spec_tokens(toks[1:])
+    assert decode_tokens(iter(toks)) == decode_tokens(toks) == ['One', '!!!', 'b', 'OK', 'no', 'no', 'x'] != decode_spec_tokens(toks[1:])
     for text in ['The film was GOOD !!! So so so good , good .', 'aaaa b 10 10 10', 'NO NO NO , Ha Ha Ha !', 'Very very very good']:
         plain = decode_tokens(tokenize([text])[0])
         assert ' '.join(plain) == text
@@ -404,7 +404,10 @@ def test_no_dropout_at_all(df, learner):
 
 def test_the_wrong_kind_of_learner(df):
     with pytest.raises(ValueError, match='no text classifier'): predict(lm(df), 'a film')
-    with pytest.raises(ValueError, match='no language model'): generate(classifier(df), 'a film')
+    learn = classifier(df)
+    with pytest.raises(ValueError, match='no language model'): generate(learn, 'a film')
+    learn.dls.vocab = learn.dls.vocab[0]                                                 # as a regression learner has it
+    with pytest.raises(ValueError, match='no language model'): generate(learn, 'a film')
 
 @pytest.mark.parametrize('col', [pd.Index(['text']), np.array(['text']), ['text'], ('text',)])
 def test_columns_named_by_what_pandas_gives(df, col):

@@ -282,6 +282,8 @@ def test_stages_without_epochs_are_left_out():
     "The tutorial's own numbers (fastai's text tutorial: `slice(1e-2/(2.6**4), 1e-2)` and so on); and all groups at once, at one rate"
     down = 2.6**4
     assert classifier_stages() == [Stage(-1, 1, 2e-2), Stage(-2, 1, slice(1e-2/down, 1e-2)), Stage(-3, 1, slice(5e-3/down, 5e-3)), Stage(0, 2, slice(1e-3/down, 1e-3))]
+    for make in (classifier_stages, lm_stages):
+        with pytest.raises(ValueError, match='want .* learning rates and epochs, not 0.01'): make(lrs=1e-2)
     assert classifier_stages((1, 1, 1, 2e-3), (0, 0, 0, 10), ratio=1) == [Stage(0, 10, slice(2e-3, 2e-3))]
     assert classifier_stages((1, 2, 3, 4), (0, 5, 0, 6), n_groups=3, ratio=2) == [Stage(-2, 5, slice(.5, 2)), Stage(0, 6, slice(1, 4))]
 
@@ -461,7 +463,7 @@ def test_clean_exit_with_other_optimizers(name):
     assert same(fitted(False), fitted(True))
 
 @pytest.mark.parametrize('plan,has', [(Stage(0, 1, .1), 'no list of Stage'), ([(0, 1, .1)], 'no list of Stage'), ([Stage(0, 1, slice(1e-2))], 'both ends'), ([Stage(0, 1.5, .1)], 'whole number'),
-                                      ([Stage(-1., 1, .1)], 'freeze_to'), ([Stage(0, 1, [.1, .2])], 'a number above 0'), ([Stage(0, 1, .1, (.8, .7))], 'three numbers')])
+                                      ([Stage(-1., 1, .1)], 'freeze_to'), ([Stage(0, 1, [.1, .2])], 'a number above 0'), ([Stage(0, 1, .1, (.8, .7))], 'three numbers'), ([Stage(0, 1, .1, .9)], 'three numbers')])
 def test_bad_stages(corpus, plan, has):
     with pytest.raises(ValueError, match=has): fit_stages(learner(corpus, 'classifier'), plan)
 

@@ -43,7 +43,7 @@ class CorpusText(_LookUp):
 class CorpusLabel(_LookUp):
     "The label of a row of a corpus, or of a table"
     def encodes(self, o:pd.Series):
-        if isinstance(v := o.get('label'), (tuple, list, np.ndarray)): return [*map(str, v)]                  # of `get_texts`
+        if isinstance(v := o.get('label'), (tuple, list, set, L, np.ndarray)): return [*map(str, v)]                  # of `get_texts`
         if len(self.cols) > 1:
             if bad := {c: o[c] for c in self.cols if _flag(o[c]) is None}: raise ValueError(f'{bad}: of several labels each is 0 or 1; fill it, or drop it')
             return [str(c) for c in self.cols if _flag(o[c])]
@@ -183,8 +183,9 @@ def text_dls(
     if not isinstance(corpus, TextCorpus) or {'label', 'part', 'is_valid'} - {*corpus.df}: raise TypeError(f'{corpus!r:.30}: give text_corpus(get_texts(...))')
     if not all(isinstance(o, numbers.Integral) and o > 0 for o in (bs, seq_len)): raise ValueError(f'bs={bs!r}, seq_len={seq_len!r}: whole numbers, at least 1')
     if not corpus.df.index.equals(corpus.index): raise ValueError('The rows of corpus.df are others, or in another order: text_corpus(df) anew')
-    df,valid = corpus.df,np.asarray(corpus.df.is_valid.eq(True) if valid is None else valid)
-    held = valid if valid.dtype == bool else np.isin(range(len(df)), valid)
+    # a mask that is a Series goes by its index, as everywhere in pandas
+    valid = corpus.df.is_valid.eq(True) if valid is None else valid.reindex(corpus.index) if hasattr(valid, 'iloc') and valid.dtype == bool else valid
+    df,held = corpus.df,valid if (valid := np.asarray(valid)).dtype == bool else np.isin(range_of(corpus), valid)
     if len(held) != len(corpus) or valid.dtype != bool and (held.sum() != valid.size or df.part[held].eq('test').any()):
         raise ValueError(f'valid={valid!r:.60}: use a boolean for each of {len(corpus)} rows, or positions 0 to {len(corpus) - 1}, each once, none of test')
     use,lens = df.part.isin(['train', 'unsup'] if is_lm else ['train']).to_numpy(),np.diff(corpus.offsets)

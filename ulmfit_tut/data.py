@@ -46,7 +46,7 @@ def _strings(texts, kinds=str):
     bad = {i: type(o).__name__ for i,o in enumerate(texts) if not isinstance(o, kinds)}
     if bad: raise TypeError(f'Texts {[*bad][:5]} are no strings but {[*bad.values()][:5]}: leave them out, or write them as text')
 
-_parts = {o: p for p,os in dict(train='train false 0 0.0', valid='valid val validation', test='test true 1 1.0', unsup='unsup').items() for o in os.split()}
+_parts = {o: p for p,os in dict(train='train false 0 0.0', valid='valid val validation dev', test='test true 1 1.0', unsup='unsup').items() for o in os.split()}
 
 def texts_from_folder(
     path:Path, # folder in IMDb's layout: one folder a part, in it one folder a class, in it one `.txt` a text
@@ -60,7 +60,7 @@ def texts_from_folder(
     if not (path/'train').is_dir(): raise ValueError(f'{path} has no folder "train": IMDb\'s layout is train/CLASS/*.txt and test/CLASS/*.txt')
     if odd := [u for u in unlabelled if u in labels or u != 'unsup' and not (path/u).is_dir() and not (path/'train'/u).is_dir()]:
         raise ValueError(f'unlabelled={odd}: {path} has no such folder, or labels= names it as well')
-    parts = [p for p in ('train', 'valid', 'val', 'validation', 'test') if (path/p).is_dir()]
+    parts = [p for p in ('train', 'valid', 'val', 'validation', 'dev', 'test') if (path/p).is_dir()]
     classes = labels or sorted({o.name for p in parts for o in (path/p).iterdir() if o.is_dir() and o.name[0] != '.'} - {*unlabelled})
     for d,c,part in [*((f'{p}/{c}', c, _parts[p]) for p in parts for c in classes), *((d, '', 'unsup') for u in unlabelled for d in (u, f'train/{u}'))]:
         names = sorted(o for o in os.listdir(path/d) if o[0] != '.') if (path/d).is_dir() else []
@@ -128,7 +128,7 @@ def texts_from_df(
         for c in label_cols: refuse(df[c].map(_flag).isna() & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')
         res['label'] = [tuple(str(c) for c,o in zip(label_cols, r) if _flag(o)) for r in df[label_cols].itertuples(index=False)]
     res.loc[res.part.eq('unsup'), 'label'] = ''
-    refuse(res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False')
+    refuse(gone := res.part.isna(), f'{split_col!r} is none of train, valid, test, unsup, True, False but {[*df.get(split_col, gone)[gone].unique()[:3]]}')
     refuse(res.label.map(lambda o: isinstance(o, str) and not o.strip()) & res.part.ne('unsup'), f'{label_col!r} is empty, and split_col= does not say unsup,')
     train = res.part.eq('train') & ~res.part.isin(['valid', 'test']).any()
     if len(label_cols) == 1 and (few := res.label[train].value_counts()).min() < 3:

@@ -122,7 +122,7 @@ def decode_tokens(
     toks:list # tokens of fastai's rules, or SentencePiece's pieces of them
 ) -> list: # words; unlike fastai's `decode_spec_tokens` it forgets a mark once it is used
     "Undo `xxmaj`, `xxup`, `xxrep` and `xxwrep` in tokens of fastai's rules, and drop the marks that stand for no text"
-    if any(o[:1] == '▁' for o in toks): toks = ''.join(toks).replace('▁', ' ').split()           # SentencePiece's, which carry their blanks
+    if any(map(re.compile('▁').match, toks := [*toks])): toks = ''.join(toks).replace('▁', ' ').split()      # SentencePiece's, which carry their blanks
     res,case = [],{TK_MAJ: str.capitalize, TK_UP: str.upper}
     for t in reversed([o for o in toks if o not in (BOS, EOS, PAD, '')]):                        # from the end: `xxwrep 3 xxup no` is NO, three times
         if t in case: res += [case[t](res.pop())] if res else []
@@ -158,7 +158,7 @@ def generate(
         if not (v is None and k == 'top_k' or isinstance(v, numbers.Integral) and v >= 1): raise ValueError(f'{k}={v!r} must be a whole number, at least 1')
     for k,v,top,and_ in ('temperature', temperature, 1e300, ', and finite'), ('top_p', top_p, 1, ' and at most 1'), ('min_p', min_p, 1, ' and at most 1'):
         if not (v is None and top == 1 or isinstance(v, numbers.Real) and 0 <= v <= top): raise ValueError(f'{k}={v!r} must be a number, at least 0{and_}')
-    if not isinstance(learn.dls.vocab[0], str): raise ValueError('This is no language model: its DataLoaders hold classes')
+    if _kind(learn)['kind'] != 'lm': raise ValueError('This is no language model: its DataLoaders hold classes')
     vocab,start,turn,res = words_of(learn),_ids(learn, [text])[0],-1 if about(learn)['backwards'] else 1,[]
     if turn < 0 and len(start) > 1: start = start[:-1]                        # backwards, `xxbos` ends a text, and what follows it would be another one
     banned = [i for i,o in enumerate(vocab) if o.lstrip('▁') in (UNK, PAD, 'xxfake')]

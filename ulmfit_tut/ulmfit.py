@@ -105,7 +105,7 @@ def ulmfit(
     df = get_texts(source, c['text_col'], c['label_col'], c['split_col'], labels, unlabelled, valid_pct, seed, encoding)
     c |= {k: v for k,v in (_usual if sizes['n_hid'] <= 1000 else _paper if sum(df.part == 'train') < 10_000 else _tutorial).items() if c[k] is None}
     config = {**c, 'source': Path(source).absolute().name if isinstance(source, (str, Path)) else 'a DataFrame', 'data': _sha(df.to_csv(index=False)),
-        'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),
+        'text_col': listify(c['text_col']), 'network': sizes, 'weights': weights and hashlib.sha256(weights['0.encoder.weight'].numpy()).hexdigest(),
         'classes': sorted(set(df[df.part.eq('train')].label)), 'versions': {'python': platform.python_version()} | _versions()}
     goes_on,corpus = unfinished(out, config),text_corpus(df, tok, cache)
     vocab,n_long = corpus.vocab(old, min_freq, max_vocab),int((np.diff(corpus.offsets) > 1440).sum())

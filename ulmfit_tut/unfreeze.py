@@ -34,7 +34,7 @@ def classifier_stages(
     n_groups:int=5, ratio:float=2.6 # groups of layers, and ratio of the rates of neighbours; 1 gives all the same
 ) -> list: # of `Stage`; one of no epochs is left out
     "The schedule of fastai's text tutorial: the head, then one and two more groups, then all"
-    if not len(lrs) == len(epochs) == 4: raise ValueError(f'four stages want four learning rates and epochs, not {lrs} and {epochs}')
+    if not len(listify(lrs)) == len(listify(epochs)) == 4: raise ValueError(f'four stages want four learning rates and epochs, not {lrs} and {epochs}')
     return [Stage(f, e, lr if f == -1 else discriminative(lr, n_groups, ratio)) for f,e,lr in zip((-1, -2, -3, 0), epochs, lrs) if e]
 
 def paper_stages(
@@ -48,7 +48,7 @@ def lm_stages(
     epochs=(1, 4), lrs=(2e-2, 5e-3) # of each stage; the rates are those of all groups
 ) -> list: # two stages, frozen and unfrozen; one of no epochs is left out
     "The schedule of a language model: word rows and decoder first, then everything"
-    if not len(lrs) == len(epochs) == 2: raise ValueError(f'two stages want two learning rates and epochs, not {lrs} and {epochs}')
+    if not len(listify(lrs)) == len(listify(epochs)) == 2: raise ValueError(f'two stages want two learning rates and epochs, not {lrs} and {epochs}')
     return [Stage(f, e, lr) for f,e,lr in zip((-1, 0), epochs, lrs) if e]
 
 def _ends(lr): return (lr.start, lr.stop) if isinstance(lr, slice) else (lr, lr)
@@ -152,7 +152,7 @@ def fit_stages(
         if not (isinstance(e, numbers.Integral) and e > 0): raise ValueError(f'epochs={e}: a stage has a whole number of them, at least one')
         if not all(isinstance(o, Number) and 0 < o < math.inf for o in _ends(lr)): raise ValueError(f'lr={lr}: give a number above 0; a slice has both ends')
         if isinstance(lr, slice) and n == 1: raise ValueError(f'lr={lr}: this learner has one group of layers, give it one number')
-        if moms and len(moms) != 3: raise ValueError(f'moms={moms}: give three numbers, at the start, at the top, at the end')
+        if moms and len(listify(moms)) != 3: raise ValueError(f'moms={moms}: give three numbers, at the start, at the top, at the end')
     odd = [type(o).__name__ for o in (*learn.cbs.filter(risinstance(TrackerCallback)), learn.opt) if type(o) is not Optimizer]
     if file and odd: raise ValueError(f'{odd}, whose state a checkpoint does not hold: do without, or leave out file=')
     stages = [o._replace(moms=o.moms or learn.moms) for o in stages]
