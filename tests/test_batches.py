@@ -412,7 +412,7 @@ def test_several_labels_from_any_table(short, tmp_path):
         own = plain.assign(label=[kind([l, 'film']) if l else l for l in plain.label])
         dls = text_dls(text_corpus(own, cache=tmp_path), bs=4, seq_len=8, device='cpu')
         assert dls.vocab[1] == ['film', 'neg', 'pos'] and dls.one_batch()[1].sum(1).eq(2).all()
-        for again in (own, own.assign(label=own.label.map(set)), own.assign(label=own.label.map(L))):
+        for again in (own, own.assign(label=own.label.map(set)), own.assign(label=own.label.map(list).map(L))):
             assert dls.test_dl(again[again.part.eq('train')], with_labels=True).one_batch()[1].sum(1).eq(2).all()
     stars = text_dls(text_corpus(plain.assign(label=np.float32(plain.label.eq('pos'))), cache=tmp_path), bs=4, seq_len=8, device='cpu')
     assert stars.test_dl(plain.assign(label=np.float32(plain.label.eq('pos'))), with_labels=True).one_batch()[1].max() == 1
