@@ -216,6 +216,16 @@ def test_a_mistake_leaves_no_run_behind(short, tmp_path):
     assert not runs.unfinished(out, dict(seed=1)) and ulmfit(emoji, out, compare=(), **fast | dict(lm_epochs=(0, 0), epochs=(1, 0, 0, 0))) is not None
     assert (out/'report.html').exists() and not [*out.glob('.*')]
 
+def test_a_column_in_a_list_is_the_same_run(short, tmp_path, monkeypatch):
+    "The command names columns in a list: what it began, a notebook may continue"
+    import ulmfit_tut.ulmfit as module
+    seen = []
+    def asked(out, config): seen.append(config); raise FileExistsError
+    monkeypatch.setattr(module, 'unfinished', asked)
+    for col in ('text', ['text']):
+        with pytest.raises(FileExistsError): ulmfit(short, tmp_path/'run', text_col=col, **fast)
+    assert seen[0] == seen[1]
+
 def test_a_command_that_is_stopped(monkeypatch):
     def stop(m): raise KeyboardInterrupt
     with pytest.raises(SystemExit, match='Stopped. Nothing was written.'): cli._run('ulmfit-predict', {}, 'cli', stop, 'Nothing was written.')
