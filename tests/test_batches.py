@@ -74,6 +74,19 @@ def test_every_text_once_longest_first(corpus, vocab):
         assert sorted(idxs) == list(range(len(dl.lens))) and dl.lens[idxs[0]] == dl.lens.max()
         for i in range(0, len(idxs), 8): assert (np.diff(dl.lens[idxs[i:i+8]]) <= 0).all()
 
+def test_the_texts_left_out_are_others_in_each_epoch(corpus, vocab):
+    "`SortedDL` sorts before it leaves out what fills no batch: with less than 50 batches the same shortest texts in every epoch"
+    dl = text_dls(corpus, vocab, bs=7, seq_len=8, device='cpu').train
+    n, times = len(dl.lens), np.zeros(len(dl.lens), int)
+    assert n % 7
+    for _ in range(100):
+        dl.randomize()
+        idxs = dl.get_idxs()
+        assert len(idxs) == len({*idxs}) == len(dl)*7 == n - n % 7 and dl.lens[idxs[0]] == dl.lens.max()
+        times[idxs] += 1
+    out = 100 - times
+    assert (out > 0).sum() == n - 1 and out.max() < 5*out.mean()                  # the longest alone comes every time
+
 @pytest.mark.parametrize('is_lm', [False, True])
 def test_order_is_a_function_of_seed_and_epoch(corpus, vocab, is_lm):
     def run(dl, n): return [[b[0].tolist() for b in dl] for _ in range(n)]

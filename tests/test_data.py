@@ -221,8 +221,9 @@ def test_folders_that_do_not_agree(folder):
     assert get_texts(folder, labels=['bad', 'good']).part.eq('test').sum() == 4
 
 def test_labels_in_lists():
-    df = pd.DataFrame(dict(text=[f'text {i}' for i in range(20)], label=[['a'], ['a', 'b']]*10))
-    fails(lambda: get_texts(df), "'label' holds lists", 'label_col=[...]')
+    for kind in (list, tuple, np.array):
+        df = pd.DataFrame(dict(text=[f'text {i}' for i in range(20)], label=[kind(['a']), kind(['a', 'b'])]*10))
+        fails(lambda: get_texts(df), "'label' holds lists", 'label_col=[...]')
 
 def test_hidden_folders_are_no_classes(folder):
     (folder/'train/.ipynb_checkpoints').mkdir()

@@ -145,10 +145,10 @@ class TextLoader(_TextDL):
         if self.shuffle and n:
             longest,idxs = idxs[0],self.gen.permutation(n)
             idxs[idxs == longest],idxs[0] = idxs[0],longest                                # first: if memory does not suffice, one knows at once
-            idxs = idxs[np.lexsort((-self.lens[idxs], np.arange(n)//(50*bs)))]
-        batches = np.split(idxs, range(bs, n, bs))
+        idxs = idxs[:n - n % bs*self.drop_last]                                            # before sorting, or the shortest would be left out every time
+        if self.shuffle: idxs = idxs[np.lexsort((-self.lens[idxs], np.arange(len(idxs))//(50*bs)))]
+        batches = np.split(idxs, range(bs, len(idxs), bs))
         if self.shuffle: batches[1:-1] = [batches[i] for i in 1 + self.gen.permutation(max(len(batches) - 2, 0))]
-        if self.drop_last: batches = [o for o in batches if len(o) == bs]
         batches += (batches*self.world)[:-len(batches) % self.world]                       # every process makes as many steps
         return np.concatenate([idxs[:0], *batches[self.rank::self.world]]).tolist()
 

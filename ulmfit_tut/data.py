@@ -122,7 +122,7 @@ def texts_from_df(
     res.attrs = dict(text_col=text_cols, label_col=label_cols)
     if not label_cols: return res.assign(part='unsup', is_valid=False)
     if len(label_cols) == 1:
-        if any(map(is_listy, df[label_cols[0]])): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
+        if any(map(np.ndim, df[label_cols[0]])): raise ValueError(f'{name}: {label_col!r} holds lists: give a column of 0 and 1 a label, label_col=[...]')
         res['label'] = df[label_cols[0]].convert_dtypes().astype(object).fillna('').astype(str).str.strip()     # 0.0 is the class 0 where some are missing
     else:
         for c in label_cols: refuse(df[c].map(_flag).isna() & res.part.ne('unsup'), f'{c!r} is neither 0 nor 1')

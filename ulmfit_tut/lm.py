@@ -58,12 +58,12 @@ def lm_learner(
     pretrained:str='wiki', # as in `pretrained_lm`
     drop_mult:float=0.3, # factor on all five dropouts: small data wants more, a small network less; 0 is none
     backwards:bool=False, # which way `dls` reads, too
-    **kwargs # passed on to `language_model_learner`
+    **kwargs # passed on to `language_model_learner`; a `config` needs only what shall differ
 ) -> Learner: # `LMLearner`, frozen but for embedding and decoder where it is pretrained
     "fastai's `language_model_learner` from a model of `pretrained_lm`; rows of new words are the mean row (fastai's `match_embeds`)"
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
     if not isinstance(dls.vocab[0], str) or _backwards(dls) == (not backwards): raise ValueError(f'dls must be made with is_lm=True, backwards={backwards}')
     learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult or 1e-30,           # at 0 fastai 2.8.12 fails
-                                   **{'config': {**awd_lstm_lm_config, **config}, 'metrics': [accuracy, Perplexity()], **kwargs})
+                                   **{'config': {**awd_lstm_lm_config, **config, **kwargs.pop('config', {})}, 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()
     return learn

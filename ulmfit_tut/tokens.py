@@ -118,12 +118,12 @@ def encode_texts(
     table,count = {},itertools.count()
     (more := sqlite3.connect('', check_same_thread=False)).execute('create table t(k blob primary key, n int) without rowid')
     for ids,lens,names,*rest in bar(results() if n_workers > 1 else (_work(o, tok, encoding, root) for o in blocks)):
-        at = dict(zip(names, map(table.get, names)))
-        at |= {k: n for k in names if at[k] is None and len(table) == _most for n, in more.execute('select n from t where k=?', (_bytes(k),))}
-        new = {k: next(count) for k in sorted(k for k,n in at.items() if n is None)}                  # the same with any number of workers
+        at,new = [*map(table.get, names)],{}
+        for k,i in sorted((names[i], i) for i,n in enumerate(at) if n is None):                       # the same with any number of workers
+            at[i] = (len(table) == _most and more.execute('select n from t where k=?', (_bytes(k),)).fetchone() or [new.setdefault(k, next(count))])[0]
         table.update((k, n) for k,n in new.items() if n < _most)
         more.executemany('insert into t values(?,?)', [(_bytes(k), n) for k,n in new.items() if n >= _most])
-        yield np.fromiter((at | new).values(), np.int32, len(at))[ids],lens,[*new],*rest
+        yield np.array(at, np.int32)[ids],lens,[*new],*rest
 
 def _all_ids(texts, *args):
     "As `ChunkTokenizer.encode`, in blocks"
