@@ -427,6 +427,9 @@ def test_several_labels_from_any_table(short, tmp_path):
         assert dls.vocab[1] == ['film', 'neg', 'pos'] and dls.one_batch()[1].sum(1).eq(2).all()
         for again in (own, own.assign(label=own.label.map(set)), own.assign(label=own.label.map(list).map(L))):
             assert dls.test_dl(again[again.part.eq('train')], with_labels=True).one_batch()[1].sum(1).eq(2).all()
+    named = text_dls(text_corpus(get_texts(short.rename(columns=dict(label='stars')), label_col='stars', split_col='part'), cache=tmp_path), bs=4, seq_len=8, device='cpu')
+    ys = [named.test_dl(o[8:16], with_labels=True, bs=8).one_batch()[1].tolist() for o in (short.rename(columns=dict(label='stars')), plain)]
+    assert ys[0] == ys[1] and len({*ys[0]}) == 2, 'the table as it came, and as `get_texts` gave it'
     stars = text_dls(text_corpus(plain.assign(label=np.float32(plain.label.eq('pos'))), cache=tmp_path), bs=4, seq_len=8, device='cpu')
     assert stars.test_dl(plain.assign(label=np.float32(plain.label.eq('pos'))), with_labels=True).one_batch()[1].max() == 1
 

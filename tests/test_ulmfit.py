@@ -230,6 +230,13 @@ def test_a_command_that_is_stopped(monkeypatch):
     def stop(m): raise KeyboardInterrupt
     with pytest.raises(SystemExit, match='Stopped. Nothing was written.'): cli._run('ulmfit-predict', {}, 'cli', stop, 'Nothing was written.')
 
+def test_a_warning_of_a_command_is_one_line(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')
+        cli._run('ulmfit', {}, 'files', lambda m: warnings.warn('one text stands twice'))
+        assert capsys.readouterr().err == 'ulmfit: one text stands twice\n'
+    with pytest.warns(UserWarning, match='as before'): warnings.warn('as before')
+
 def test_encoder_is_the_language_models(finished):
     "Neither what wiki brought along, nor what the classifier made of it"
     k = 'rnns.0.weight_hh_l0_raw'

@@ -47,7 +47,7 @@ class CorpusLabel(_LookUp):
         if len(self.cols) > 1:
             if bad := {c: o[c] for c in self.cols if _flag(o[c]) is None}: raise ValueError(f'{bad}: of several labels each is 0 or 1; fill it, or drop it')
             return [str(c) for c in self.cols if _flag(o[c])]
-        v = o[self.cols[0]]
+        v = o[self.cols[0] if self.cols[0] in o or 'label' not in o else 'label']               # `get_texts` has renamed it
         # 1.0 is the class 1 beside missing labels; blanks around a name go, but where they belong to it, as to a folder's
         return str(v) if str(v) in self.classes else str(int(v)) if isinstance(v, (float, np.floating)) and v.is_integer() else str(v).strip()
 

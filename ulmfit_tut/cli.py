@@ -29,11 +29,11 @@ def parse_args(
 
 # %% ../nbs/api/cli.ipynb #fb7e8590
 def _run(prog, args, module, work, stopped=''):
-    "Import `module` now, and work with it; an error of the user's is one line, which names the option where Python's would name the argument, and no traceback"
+    "Import `module` now, and work with it; a warning is one line, and so is an error of the user's, which names the option where Python's names the argument"
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')         # not every terminal knows every letter
     try:
         with warnings.catch_warnings(action='ignore'): m = importlib.import_module(f'ulmfit_tut.{module}')      # torch and pandas deprecate much
-        work(m, **args)
+        with warnings.catch_warnings(): warnings.showwarning = lambda o, *_: print(f'{prog}: {o}', file=sys.stderr); work(m, **args)
     except KeyboardInterrupt: sys.exit(f'\nStopped. {stopped}')
     except (ValueError, OSError, RuntimeError) as e:
         sys.exit(f'{prog}: ' + re.sub(rf'(?<!\S)({"|".join(args)})=', lambda m: m[0] if m[1] == 'source' else '--' + m[0].replace('_', '-'), str(e).strip()))
