@@ -103,6 +103,7 @@ def test_a_language_model_of_other_depth(short, tmp_path, n):
     corpus = text_corpus(get_texts(short, split_col='part'))
     learn = lm.lm_learner(text_dls(corpus, is_lm=True, bs=8, seq_len=16, device='cpu'), 'none', config=dict(emb_sz=8, n_hid=10, n_layers=n), metrics=[])      # the rest as stock has it
     ulmfit(short, tmp_path/'run', save_text_model(learn, tmp_path/'mine.safetensors'), **{**fast, 'lm_epochs': (0, 1), 'epochs': (1, 0, 0, 1)}, compare=())
+    assert encoder_of(lm.lm_learner(text_dls(corpus, is_lm=True, bs=8, seq_len=16, device='cpu'), 'none', config=None)).n_layers == 3, 'None, as stock takes it'
     lrs = pd.read_csv(tmp_path/'run/lrs.csv').query('phase == "clas"')
     last = lrs[lrs.stage.eq(lrs.stage.max())]
     assert last[f'g{n+1}'].max()/last.g0.max() == pytest.approx(1.2**(n + 1), rel=1e-3)

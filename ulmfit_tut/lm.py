@@ -64,6 +64,6 @@ def lm_learner(
     weights,old,config = pretrained_lm(pretrained, backwards, tokenizer_names(getattr(dls.train_ds, 'tokenizer', None)))
     if not isinstance(dls.vocab[0], str) or _backwards(dls) == (not backwards): raise ValueError(f'dls must be made with is_lm=True, backwards={backwards}')
     learn = language_model_learner(dls, AWD_LSTM, pretrained=False, drop_mult=drop_mult or 1e-30,           # at 0 fastai 2.8.12 fails
-                                   **{'config': {**awd_lstm_lm_config, **config, **kwargs.pop('config', {})}, 'metrics': [accuracy, Perplexity()], **kwargs})
+                                   **{'config': awd_lstm_lm_config | config | (kwargs.pop('config', {}) or {}), 'metrics': [accuracy, Perplexity()], **kwargs})
     if weights: learn.model.load_state_dict(match_embeds(weights, old, dls.vocab)); learn.freeze()
     return learn
