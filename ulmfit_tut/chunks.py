@@ -59,7 +59,7 @@ class ChunkTokenizer:
         gc.unfreeze()
         special = [o for o in self.words.rules if o == o.lower()]
         for o in defaults.text_spec_tok: self.words.add_special_case(o, [dict(ORTH=o)])
-        self.pairs = {o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}
+        self.mark,self.pairs = functools.cache(self._mark),{o for s in special for o in itertools.pairwise([t.text for t in bare(s)])}
         self.ends,self.starts = (tuple({*o}) for o in zip(*self.pairs))
         self.risky = {w for o in itertools.chain(special, self.ends, self.starts) for w in re.findall('[a-z]{2,}', o)}
         self.sides,self.types,self.chunks,self.shapes,self.half = _Numbers([frozenset()]),_Numbers(),_Numbers(),_Numbers(),None
@@ -71,6 +71,9 @@ class ChunkTokenizer:
         "Forget what came after the first half: most of the frequent chunks are among the first"
         self.chunks,self.types,self.shapes = (_Numbers(o.names[:n]) for o,n in zip((self.chunks, self.types, self.shapes), self.half))
         for o,n in zip((self.pool, self.cuts, self.shape_info, *self.info), (*self.half[3:], *9*self.half[:1])): del o[n:]
+        self.mark,w = functools.cache(self._mark),self.words
+        # spaCy's tables keep a place for all that they have seen
+        self.words = type(w)(type(w.vocab)(), w.rules, w.prefix_search, w.suffix_search, w.infix_finditer, w.token_match, w.url_match)
 
     def _add(self, chunk, toks, blank=0):
         self._learn()
@@ -102,13 +105,11 @@ class ChunkTokenizer:
 
     def _cut(self, shapes):
         "Where spaCy begins a token (1) or leaves a blank (2) in new shapes, and what they begin and end with that may belong to a special case"
-        text = '\n'.join(shapes) + '\n'
-        size = _spread(text, 2)
-        with self.words.vocab.memory_zone(): at = [o.idx for o in self.words(text.replace('W', 'ww'))]       # spaCy would keep all that it has seen
+        size = _spread(text := '\n'.join(shapes) + '\n', 2)
+        with self.words.vocab.memory_zone(): at = self.words(text.replace('W', 'ww')).to_array('IDX')      # spaCy would keep all that it has seen
         cut = np.isin(size.cumsum() - size, at).astype(np.int8)
         cut[[o in ' \n' for o in text]] = 2
-        width = np.array([len(o) + 1 for o in shapes])
-        at = width.cumsum() - width
+        at = (width := np.array([len(o) + 1 for o in shapes])).cumsum() - width
         for s,t,*row in zip(shapes, map(str.strip, shapes), width.tolist(), (at + len(self.cuts)).tolist(), np.add.reduceat(cut == 1, at, dtype=int).tolist()):
             sides = (self.sides[frozenset(filter(f, o))] if f(o) else 0 for f,o in ((t.startswith, self.starts), (t.endswith, self.ends)))
             self.shape_info.extend((*row, s[0] == ' ', *sides))
@@ -125,7 +126,7 @@ class ChunkTokenizer:
         x = x.strip()
         if '\0' in x: return self._whole(text)
         # no blank is printable but ' '
-        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(lambda m: self._mark(m[0]), x)
+        if not x.isprintable(): x = (_lines if x.replace('\n', '').isprintable() else _blank).sub(lambda m: self.mark(m[0]), x)
         return _number(self.chunks, ['\0', *x.split()])
 
     def _whole(self, text):
