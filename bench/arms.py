@@ -2,14 +2,17 @@
 
     python bench/arms.py choose --start wiki  # settings, by cross-validation on train: bench/results/settings-wiki.json; also movies, none.
                                               # of wiki and movies those of four stages, and those of all layers at once
-    python bench/arms.py run                  # every arm, seeds 0 to 9: a run folder each, under --work; goes on where it stopped
+    python bench/arms.py run                  # every arm, seeds 0 to 9: a run folder each, under --work, and its answers in bench/arms-runs.csv;
+                                              # goes on where it stopped, with that file on another machine too
     python bench/arms.py collect              # bench/results/arms.csv and arms.json, which the pages read
     python bench/arms.py run --source imdb_2000 ...   # the same on 1,000 + 1,000 + 2,000 reviews of IMDb, chosen by seed
     python bench/arms.py run --choice once --only wiki movies tfidf # four stages beside all layers at once, and `collect` likewise: arms-once.json
 
 `choose` never reads a test text. `run` tests each arm once a seed. `--part 0/2` and `--part 1/2` share the runs between two processes.
+`collect` reads the answers that were given with the settings of today; those of other settings or of another version of the package are to be
+deleted from the file by hand. The same seed gives other answers on another kind of processor, so each row names its own.
 """
-import argparse, json, os, platform, time, warnings
+import argparse, csv, fcntl, json, os, platform, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning)
@@ -27,7 +30,7 @@ from ulmfit_tut.predict import predict
 from ulmfit_tut.ulmfit import classifier_learner, ulmfit
 from ulmfit_tut.unfreeze import Stage, classifier_stages, fit_stages, lm_stages
 
-results = Path(__file__).parent/'results'
+results, runs = Path(__file__).parent/'results', Path(__file__).parent/'arms-runs.csv'
 SEEDS = range(10)
 names = dict(majority='majority class', tfidf='TF-IDF + logistic regression', scratch='same network from scratch', direct='wiki, no LM fine-tuning',
              wiki='ULMFiT from wiki', movies='ULMFiT from movies')
@@ -142,14 +145,39 @@ def at_once(base, out, arm, data, split, seed, c):
     with replacing(out/'predictions.csv') as tmp: frame.to_csv(tmp, index=False)
     return time.time() - t + pd.read_csv(base/'timings.csv').query('phase=="lm"').seconds.sum()
 
+def cpu():
+    f = Path('/proc/cpuinfo')
+    return next((o.split(':')[1].strip() for o in f.read_text().splitlines() if o.startswith('model name')), '') if f.exists() else platform.processor()
+
+def told(arm, choice): return '' if arm == 'tfidf' else json.dumps(settings(arm, choice), sort_keys=True)
+
+def answers(src, arm, choice):
+    "Seed -> row of the runs of an arm with its settings of today"
+    if not runs.exists(): return {}
+    rows = pd.read_csv(runs, dtype=dict(right=str), keep_default_na=False).query('source == @src and arm == @arm')
+    return {o.seed: o for o in rows[rows.settings == told(arm, choice)].itertuples()}
+
+def note(src, arm, seed, choice, out, seconds):
+    "Two processes may end a run at once"
+    p = pd.read_csv(out/'predictions.csv', keep_default_na=False)
+    row = dict(source=src, arm=arm, seed=seed, seconds=round(seconds, 1), n=len(p), right=np.packbits(p.label == p.predicted).tobytes().hex(),
+               settings=told(arm, choice), cpu=cpu(), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
+    with open(runs, 'a+', newline='') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        w = csv.DictWriter(f, row, lineterminator='\n')
+        if not f.tell(): w.writeheader()
+        w.writerow(row)
+    print(f'{arm} seed {seed}: {seconds:.0f} s', flush=True)
+
 def run(work, src, part, only, choice):
-    "A run folder for each arm and seed, test predictions of the two baselines beside them"
+    "A run folder for each arm and seed, test predictions of the two baselines beside them; what is in the file of answers is not run again"
     k, n = map(int, part.split('/'))
     data, split = source(src)
     jobs = [(a, s) for s in SEEDS for a in (*starts, 'tfidf') if not only or a in only]
     for arm, seed in [(o, s) for a, s in jobs[k::n] for o in arms_of(choice, [a])]:
         out = work/src/f'{arm}-{seed}'
-        if (out/'predictions.csv').exists() and (arm not in starts or (out/'report.html').exists()): continue
+        whole = (out/'predictions.csv').exists() and (arm not in starts or (out/'report.html').exists())
+        if seed in answers(src, arm, choice) and (whole or not (choice == 'once' and arm in once.values())): continue                # its twin wants the encoder
         t, cost = time.time(), None
         if arm in once: cost = at_once(work/src/f'{once[arm]}-{seed}', out, arm, data, split, seed, settings(arm, choice))
         elif arm == 'tfidf':
@@ -159,19 +187,18 @@ def run(work, src, part, only, choice):
             (out/'config.json').write_text(json.dumps({k: str(v) for k, v in params.items()}))
             with replacing(out/'predictions.csv') as tmp: df.loc[pred.index, ['text', 'label']].assign(predicted=pred).to_csv(tmp, index=False)
         else: ulmfit(data, out, starts[arm], split_col=split, seed=seed, compare=(), device='cpu', progress=False, **settings(arm, choice))
-        cost = cost or time.time() - t
-        print(f'{arm} seed {seed}: {cost:.0f} s', flush=True)
-        with open(work/src/'seconds.csv', 'a') as f: f.write(f'{arm},{seed},{cost:.1f}\n')
+        if seed not in answers(src, arm, choice): note(src, arm, seed, choice, out, cost or time.time() - t)
 
 def collect(work, src, only, choice):
     "Accuracy of each arm and seed that all arms have run; mean, interval over texts and seeds, and paired differences"
     rows, right, all_arms = [], {}, arms_of(choice, only)
-    seeds = [s for s in SEEDS if all((work/src/f'{a}-{s}'/'predictions.csv').exists() for a in all_arms)]
+    done = {a: answers(src, a, choice) for a in all_arms}
+    if not (seeds := [s for s in SEEDS if all(s in o for o in done.values())]): raise SystemExit(f'No seed of which all arms have run: { {a: [*o] for a,o in done.items()} }')
     for arm in all_arms:
         for seed in seeds:
-            p = pd.read_csv(work/src/f'{arm}-{seed}'/'predictions.csv', keep_default_na=False)
-            right.setdefault(arm, []).append((p.label == p.predicted).to_numpy(float))
-            rows.append(dict(arm=arm, name=names[arm], starts_from=starts.get(once.get(arm, arm), ''), seed=seed, accuracy=right[arm][-1].mean(), n=len(p)))
+            o = done[arm][seed]
+            right.setdefault(arm, []).append(np.unpackbits(np.frombuffer(bytes.fromhex(o.right), np.uint8), count=o.n).astype(float))
+            rows.append(dict(arm=arm, name=names[arm], starts_from=starts.get(once.get(arm, arm), ''), seed=seed, accuracy=right[arm][-1].mean(), n=o.n))
     df = get_texts(source(src)[0], split_col=source(src)[1])
     most = (majority(df) == df.label[df.part == 'test']).to_numpy(float)
     right['majority'] = [most]*len(seeds)
@@ -183,12 +210,12 @@ def collect(work, src, only, choice):
     level = 1 - .05/len(pairs)                                                      # as many intervals are asked for, so each is also given wider (Bonferroni)
     diffs = [dict(a=a, b=b, **dict(zip(('difference', 'low', 'high'), map(float, paired_difference(right[a], right[b])))),
                   wide=[*map(float, paired_difference(right[a], right[b], level=level)[1:])]) for a, b in pairs]
-    secs = pd.read_csv(work/src/'seconds.csv', names=['arm', 'seed', 'seconds']).groupby('arm').seconds.median().to_dict()
+    secs = {a: float(np.median([done[a][s].seconds for s in seeds])) for a in sorted(all_arms)}
     stem = 'arms' + f'-{src}'*(src != 'mini') + f'-{choice}'*(choice != 'settings')
     pd.DataFrame(rows).to_csv(results/f'{stem}.csv', index=False)
     with replacing(results/f'{stem}.json') as tmp:
         tmp.write_text(json.dumps(dict(source=src, seeds=seeds, summary=summary, differences=diffs, level_wide=level, median_seconds=secs, settings={a: settings(a, choice) for a in all_arms if a != 'tfidf'},
-                                       command=f'python bench/arms.py run --source {src}' + (f' --choice {choice} --only {" ".join(only)}' if choice != 'settings' else ''), machine=machine(), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
+                                       command=f'python bench/arms.py run --source {src}' + (f' --choice {choice} --only {" ".join(only)}' if choice != 'settings' else ''), machine=machine(), processors=sorted({done[a][s].cpu for a in all_arms for s in seeds}), date=time.strftime('%Y-%m-%d')), indent=1) + '\n')
     print(pd.DataFrame(summary).round(3).to_string(), pd.DataFrame(diffs).round(3).to_string(), sep='\n\n')
 
 if __name__ == '__main__':
