@@ -9,8 +9,8 @@
     python bench/arms.py run --choice once --only wiki movies tfidf # four stages beside all layers at once, and `collect` likewise: arms-once.json
 
 `choose` never reads a test text. `run` tests each arm once a seed. `--part 0/2` and `--part 1/2` share the runs between two processes.
-`collect` reads the answers that were given with the settings of today; those of other settings or of another version of the package are to be
-deleted from the file by hand. The same seed gives other answers on another kind of processor, so each row names its own.
+Rows of other settings than today's are passed over; those of an older loader or network are to be deleted by hand. The same seed gives other
+answers on another kind of processor, so each row names its own.
 """
 import argparse, csv, fcntl, json, os, platform, time, warnings
 from importlib.metadata import version
