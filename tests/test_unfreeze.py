@@ -188,7 +188,7 @@ def test_a_checkpoint_that_cannot_be_written_is_found_before_training(corpus, tm
     assert same(before, weights(learn)) and not getattr(learn.recorder, 'values', [])
 
 def test_windows_of_one_length(corpus):
-    "A classifier that reads other windows than its loaders pad for trains nothing: its short texts would end in padding"
+    "A classifier that reads other windows than its loaders pad for trains nothing: of its short texts a part would not be read"
     dls = learner(corpus, 'classifier').dls
     odd = text_classifier_learner(dls, AWD_LSTM, config={**awd_lstm_clas_config, 'emb_sz': 4, 'n_hid': 4, 'n_layers': 1}, pretrained=False, seq_len=dls.train.seq_len + 1)
     before = deepcopy(model_weights(odd.model))

@@ -208,6 +208,6 @@ def text_dls(
 def _window(dl): return getattr(dl, 'seq_len', None) or getattr(getattr(dl, 'before_batch', None), 'seq_len', None)      # of stock loaders `Pad_Chunk` has it
 
 def same_windows(learn:Learner): # of any kind
-    "`ValueError` for a classifier that reads windows of another length than its `DataLoaders` pad for: short texts would end in padding"
+    "`ValueError` for a classifier that reads windows of another length than its `DataLoaders` pad for: of a short text a part would not be read"
     n,pads = next((o.bptt for o in learn.model.modules() if isinstance(o, SentenceEncoder)), None),_window(learn.dls.train)
     if n and pads not in (n, None): raise ValueError(f'The learner reads windows of seq_len={n}, its DataLoaders pad for {pads}: make both with the same')
